@@ -1,0 +1,1 @@
+"""Pure description of what is stored: documents, extent arithmetic, hash, codec, placement, version."""
