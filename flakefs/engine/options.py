@@ -1,0 +1,72 @@
+"""What can be chosen about the engine, and what it tells about itself.
+
+Invariants
+    None beyond the units written at each field; the configuration file is read elsewhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flakefs.errors import ConfigError
+
+MIB = 1024 * 1024
+GIB = 1024 * MIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    balance: str = "strict"
+    """Name of an entry point in the group "flakefs.balancers": how the node for new chunks is chosen."""
+    chunk_cache_bytes: int = 64 * MIB
+    """Plain content of chunks kept in memory."""
+    deadline_seconds: float = 10.0
+    """Longest wait for one call to a node."""
+    threads: int = 4
+    """Worker threads for each node: this many for writing, as many again for the rest."""
+    volume_max_bytes: int = 32 * GIB
+    """A volume that holds more is sealed and a new one made."""
+    reserve_bytes: int = 256 * MIB
+    """A node with less free disk space takes no chunks: mongod ends itself on a full disk."""
+    poll_seconds: float = 0.5
+    """How often the documents of nodes and volumes, and disk space, are looked at."""
+
+    def __post_init__(self) -> None:
+        for name in ("deadline_seconds", "threads", "volume_max_bytes", "poll_seconds"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"engine option {name} must be more than 0, not {getattr(self, name)}")
+        for name in ("chunk_cache_bytes", "reserve_bytes"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"engine option {name} must not be negative, it is {getattr(self, name)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStatistics:
+    """Since the engine was opened, except where it says "now"."""
+
+    stored_chunks: int
+    stored_bytes: int
+    """Encoded."""
+    duplicate_chunks: int
+    """Blocks whose content was known already."""
+    rewritten_chunks: int
+    """Written again because their node restarted or failed before they were durable."""
+    barriers: int
+    """Journaled writes that made earlier inserts durable."""
+    fetched_chunks: int
+    fetched_bytes: int
+    """Plain."""
+    cache_hits: int
+    cached_bytes: int
+    """Now."""
+    pinned_blocks: int
+    """Now: stored and not yet settled."""
+    known_chunks: int
+    """Now: indexed chunks remembered for de-duplication."""
+    deleted_chunks: int
+    deletions_waiting: int
+    """Now."""
+    leaked_chunks: int
+    """Given up by the deleter; gc frees them."""
+    suspect_nodes: int
+    """Now: nodes that did not answer when last asked."""
