@@ -1,0 +1,149 @@
+"""What other sessions changed, taken over into memory.
+
+Invariants
+    CO1  After news of a commit no clean inode and no name that it changed is answered from what was known before.
+    CO2  What is not committed here is left alone: it meets its guard. A name that this session itself changed lately
+         becomes unknown: the news may be older than the change.
+    CO3  When news may have been lost, nothing that is clean is believed any more.
+
+Concurrency
+    Belongs to the trio thread; nothing here waits.
+
+Not here
+    Where news comes from (mongo.stream), when it is trusted (namespace.shared).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from time import monotonic
+from typing import Any, Protocol
+
+from flakefs.format.news import CONTENT, GONE, BindingNews, News, decode_news
+from flakefs.namespace.cache import STALE, Cache, Place
+from flakefs.namespace.entries import enter, forget_name, leave
+from flakefs.namespace.inode import Inode, Link
+
+RECENT_SECONDS = 30.0
+"""News is never later than this: a stream that lags more has been given up."""
+RECENT_MAX = 10_000
+
+
+class KernelSide(Protocol):
+    """Caches above this layer that are told of changes. Given by `fuse`; nothing waits."""
+
+    def drop_inode(self, ino: int, *, content: bool) -> None: ...
+
+    def drop_entry(self, parent: int, name: bytes) -> None: ...
+
+    def drop_all(self) -> None: ...
+
+
+class Coherence:
+    def __init__(self, cache: Cache) -> None:
+        self._cache = cache
+        self.kernel: KernelSide | None = None
+        self.unnamed: Callable[[int], None] = lambda ino: None  # set once: the last name of an inode went elsewhere
+        # Mutable
+        self._recent: dict[Place, float] = {}
+        self._numbers: dict[int, int] = {}
+        self.applied = 0
+
+    def committed(self, places: tuple[Place, ...]) -> None:
+        """This session has changed these names (CO2)."""
+        recent, now = self._recent, monotonic()
+        for place in places:
+            recent.pop(place, None)
+            recent[place] = now
+        while recent:
+            place, when = next(iter(recent.items()))
+            if now - when < RECENT_SECONDS and len(recent) <= RECENT_MAX:
+                break
+            del recent[place]
+
+    def take(self, document: Mapping[str, Any]) -> None:
+        """A change of another session's document."""
+        value = document.get("news")
+        if value is None:
+            return
+        news = decode_news(value)
+        epoch = document["_id"]
+        before = self._numbers.get(epoch)
+        self._numbers[epoch] = news.number
+        self.applied += 1
+        if news.all or (before is not None and news.number > before + 1):
+            self.drop_all()
+        else:
+            self._apply(news)
+
+    def drop_all(self) -> None:
+        """CO3."""
+        cache = self._cache
+        for inode in list(cache.known.values()):
+            inode.expires = STALE
+            if inode.entries is None:
+                continue
+            if inode.dirty or inode.flying or cache.busy(inode):
+                kept = {name: entry for name, entry in inode.entries.items() if (inode.ino, name) in cache.changing}
+                if cache.busy(inode):
+                    inode.entries = kept
+                inode.complete = False
+                inode.order = None
+            else:
+                inode.forget_entries()
+        cache.touched(list(cache.known))
+        if self.kernel is not None:
+            self.kernel.drop_all()
+
+    def _apply(self, news: News) -> None:
+        cache, kernel = self._cache, self.kernel
+        known = cache.known
+        for ino, version, what in news.inodes:
+            inode = known.get(ino)
+            if inode is not None and (version > inode.version or what & GONE):
+                inode.expires = STALE
+            if what & GONE:
+                self.unnamed(ino)
+            if kernel is not None:
+                kernel.drop_inode(ino, content=bool(what & CONTENT))
+        cache.touched([ino for ino, _, _ in news.inodes])
+        cache.touched([(parent, name) for parent, name, _, _, _ in news.bindings])
+        for binding in news.bindings:
+            folder = known.get(binding.parent)
+            if folder is not None and folder.entries is not None:
+                self._bind(folder, binding)
+            if kernel is not None:
+                kernel.drop_entry(binding.parent, binding.name)
+        for ino, time, nlink in news.folders:
+            folder = known.get(ino)
+            if folder is not None:
+                folder.mtime, folder.ctime = max(folder.mtime, time), max(folder.ctime, time)
+                if nlink:
+                    folder.expires = STALE
+            if kernel is not None:
+                kernel.drop_inode(ino, content=False)
+
+    def _bind(self, folder: Inode, binding: BindingNews) -> None:
+        parent, name, id, ino, version = binding
+        place = (parent, name)
+        if place in self._cache.changing:
+            return
+        if place in self._recent:
+            forget_name(folder, name)
+            return
+        entries = folder.entries
+        assert entries is not None
+        entry = entries.get(name)
+        there = entry.id if isinstance(entry, Link) else entry
+        if ino:
+            if there != id:
+                enter(folder, name, ino if id > 0 else Link(id, parent, name, ino, version))
+            elif isinstance(entry, Link) and not entry.dirty:
+                entry.version = max(entry.version, version)
+        elif there == id:
+            leave(folder, name)
+        elif there is None and not folder.complete:
+            entries[name] = None
+
+
+__all__ = ["Coherence", "KernelSide"]

@@ -1,0 +1,67 @@
+"""Queries about the names in folders.
+
+Concurrency
+    Run in worker threads.
+
+Not here
+    What becomes of the answers (namespace.entries).
+"""
+
+from __future__ import annotations
+
+from bson.int64 import Int64
+from pymongo.database import Database
+
+from flakefs.format.documents import INODES, Document, InodeRecord, LinkRecord, read_inode, read_link
+from flakefs.format.names import to_stored
+
+FEW = 2_000
+"""Entries that are fetched without counting first."""
+
+LISTING_BYTES = 16 * 1024 * 1024
+"""Literal content of a folder that is kept whole; one with more is read page by page like a large one, because all of
+it would be in memory at once.
+"""
+
+Record = InodeRecord | LinkRecord
+
+
+def read_record(document: Document) -> Record:
+    return read_inode(document) if document["_id"] > 0 else read_link(document)
+
+
+def read_folder(db: Database[Document], ino: int, most: int) -> list[Record] | None:
+    """Everything in a folder; None when it is more than *most*, or too many bytes."""
+    query = {"p": Int64(ino)}
+    documents = list(db[INODES].find(query, limit=FEW + 1, batch_size=FEW + 2))
+    if len(documents) <= FEW:
+        return [read_record(document) for document in documents]
+    documents.clear()
+    if db[INODES].count_documents(query, limit=most + 1) > most:
+        return None
+    records: list[Record] = []
+    literal = 0
+    for document in db[INODES].find(query, batch_size=FEW):
+        literal += sum(len(extent.get("d", b"")) for extent in document.get("e", ()))
+        if literal > LISTING_BYTES:
+            return None
+        records.append(read_record(document))
+    return records
+
+
+def look_up(db: Database[Document], ino: int, name: bytes, most: int) -> tuple[bool, list[Record]]:
+    """(whether it is the whole folder, records): all when there are at most *most*, else the one of that name."""
+    if most:
+        documents = list(db[INODES].find({"p": Int64(ino)}, limit=most + 1, batch_size=most + 2))
+        if len(documents) <= most:
+            return True, [read_record(document) for document in documents]
+    document = db[INODES].find_one({"p": Int64(ino), "n": to_stored(name)})
+    return False, [] if document is None else [read_record(document)]
+
+
+def read_page(db: Database[Document], ino: int, after: int, limit: int) -> list[Record]:
+    """The *limit* records with the smallest abs(_id) > after."""
+    up = db[INODES].find({"p": Int64(ino), "_id": {"$gt": Int64(after)}}).sort("_id", 1).limit(limit)
+    down = db[INODES].find({"p": Int64(ino), "_id": {"$lt": Int64(-after)}}).sort("_id", -1).limit(limit)
+    documents = sorted([*up, *down], key=lambda document: abs(document["_id"]))[:limit]
+    return [read_record(document) for document in documents]

@@ -1,0 +1,83 @@
+"""Fresh inode numbers.
+
+Invariants
+    N1  A number is never given twice, by whichever session, also after a crash: the counter passes it first, durably.
+
+Concurrency
+    Belongs to the trio thread. take() never waits; the next batch is fetched while this one lasts.
+"""
+
+from __future__ import annotations
+
+import trio
+from pymongo import ReturnDocument
+from pymongo.database import Database
+from pymongo.write_concern import WriteConcern
+
+from flakefs.errors import FlakeError
+from flakefs.format.documents import COUNTERS, Document
+from flakefs.mongo.door import Door
+
+BATCH = 4_096
+"""At 2,500 new files a second, one trip to the database in 1.6 s."""
+
+
+class Numbers:
+    def __init__(self, door: Door, database: str) -> None:
+        self._door = door
+        self._database: Database[Document] = door.client[database]
+        self._next = 0
+        self._stop = 0
+        self._reserve: range | None = None
+        self._low = trio.Event()
+        self._lock = trio.Lock()
+
+    def take(self) -> int | None:
+        """A fresh number, or None: await more()."""
+        number = self._next
+        if number >= self._stop:
+            if self._reserve is None:
+                return None
+            number, self._stop = self._reserve.start, self._reserve.stop
+            self._reserve = None
+            self._low.set()
+        self._next = number + 1
+        return number
+
+    async def more(self) -> None:
+        """On return take() has one, if nobody else took it."""
+        async with self._lock:
+            if self._next >= self._stop and self._reserve is None:
+                self._reserve = await self._fetch()
+
+    async def run(self) -> None:
+        """Fetch each batch before the last one is used up."""
+        while True:
+            await self._low.wait()
+            self._low = trio.Event()
+            try:
+                async with self._lock:
+                    if self._reserve is None:
+                        self._reserve = await self._fetch()
+            except FlakeError:
+                await trio.sleep(1)  # whoever needs a number asks for himself, and is told
+                self._low.set()
+
+    async def _fetch(self) -> range:
+        first = await self._door.run(lambda: next_number(self._database, "ino", BATCH))
+        return range(first, first + BATCH)
+
+
+def next_number(database: Database[Document], counter: str, count: int) -> int:
+    """The first of *count* fresh numbers (N1)."""
+    counters = database[COUNTERS].with_options(write_concern=WriteConcern("majority", j=True))
+    document = counters.find_one_and_update(
+        {"_id": counter}, raised(count), upsert=True, return_document=ReturnDocument.AFTER
+    )
+    assert document is not None
+    return int(document["next"]) - count
+
+
+def raised(count: int) -> list[Document]:
+    """The update that takes *count* numbers; a missing counter begins at 1."""
+    return [{"$set": {"next": {"$add": [{"$ifNull": ["$next", {"$toLong": 1}]}, {"$toLong": count}]}}}]

@@ -1,0 +1,156 @@
+"""Changes of names, as several sessions may make them at once.
+
+Purpose
+    Alone, a change is made in memory and answered. In shared mode it is made in memory, committed, and then answered;
+    when the commit meets a conflict, it is done again from its beginning, and so finds out that somebody was faster.
+
+Invariants
+    OP1  In shared mode nothing is answered that is not committed, and a refusal (Exists, NotFound...) is given only
+         when the names concerned were read again, all at one moment, and led to what it was based on.
+    OP2  An operation that began alone and ended in shared mode is committed before it is answered, too.
+
+Concurrency
+    Belongs to the trio thread.
+
+Not here
+    The changes themselves (namespace.changes, namespace.renames).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from random import random
+from time import monotonic
+from typing import TypeVar
+
+import trio
+from bson.int64 import Int64
+
+from flakefs.errors import (
+    Conflict,
+    Exists,
+    InvalidArgument,
+    IsDirectory,
+    NotDirectory,
+    NotEmpty,
+    NotFound,
+    PosixError,
+    Stale,
+    Unavailable,
+)
+from flakefs.format.documents import INODES
+from flakefs.format.names import to_stored
+from flakefs.namespace.cache import STALE, Cache, Place
+from flakefs.namespace.coherence import Coherence
+from flakefs.namespace.entries import Entries, Named, known_id
+from flakefs.namespace.inode import Inode
+from flakefs.namespace.journal import Journal
+
+T = TypeVar("T")
+
+PAUSE_SECONDS = 0.002
+PAUSE_MAX_SECONDS = 0.2
+
+
+class Operations:
+    def __init__(self, cache: Cache, entries: Entries, journal: Journal, coherence: Coherence) -> None:
+        self._cache = cache
+        self._entries = entries
+        self._journal = journal
+        self._coherence = coherence
+        self._patience = cache.options.error_timeout_seconds
+
+    async def run(self, operation: Callable[[], Awaitable[T]], names: Named = (), inodes: tuple[Inode, ...] = ()) -> T:
+        """OP1. *inodes*: others that it needs fresh."""
+        deadline = monotonic() + self._patience
+        above = False
+        attempt = 0
+        while True:
+            try:
+                await self._refresh(names, inodes)
+                result = await operation()
+            except Stale as error:
+                if names:
+                    raise NotFound(str(error)) from error
+                raise
+            except InvalidArgument:
+                if above or len(names) < 2:
+                    raise
+                above = True  # a folder was to come into itself, as far as was known
+                self._doubt_folders()
+                continue
+            except (Exists, NotFound, NotEmpty, IsDirectory, NotDirectory) as error:
+                if not names or await self._stands(names, error):
+                    raise
+            else:
+                if await self.committed(names):
+                    return result
+            attempt += 1
+            if monotonic() > deadline:
+                raise Unavailable("other sessions keep changing the same names: try again")
+            await trio.sleep(min(PAUSE_SECONDS * attempt, PAUSE_MAX_SECONDS) * random())
+
+    async def committed(self, names: Named) -> bool:
+        """What was changed just now is committed; False: it was taken back."""
+        changing = self._cache.changing
+        places = tuple((folder.ino, name) for folder, name in names)
+        for place in places:
+            changing[place] = changing.get(place, 0) + 1
+        try:
+            await self._journal.commit_changes()
+        except Conflict:
+            return False
+        finally:
+            for place in places:
+                changing[place] -= 1
+                if not changing[place]:
+                    del changing[place]
+        self._coherence.committed(places)
+        self._cache.touched(places)
+        return True
+
+    async def settled(self, places: tuple[Place, ...]) -> None:
+        """Return when none of these names is in a change that is not committed."""
+        if any(place in self._cache.changing for place in places):
+            with suppress(Conflict):
+                await self._journal.commit_changes()
+
+    async def _refresh(self, names: Named, inodes: tuple[Inode, ...]) -> None:
+        cache = self._cache
+        for inode in (*(folder for folder, _ in names), *inodes):
+            if cache.stale(inode) or inode.gone:
+                await cache.get(inode.ino)
+
+    async def _stands(self, names: Named, error: PosixError) -> bool:
+        """OP1; otherwise memory knows better now."""
+        cache = self._cache
+        places = tuple((folder.ino, name) for folder, name in names)
+        if any(place in cache.changing for place in places):
+            await self.settled(places)
+            return False
+        based_on = [known_id(folder, name) for folder, name in names]
+        if isinstance(error, NotEmpty):
+            return await self._is_full(names[-1])
+        return await self._entries.verify(names) == based_on
+
+    async def _is_full(self, named: tuple[Inode, bytes]) -> bool:
+        """Does this name lead to a folder with entries?"""
+        cache = self._cache
+        folder, name = named
+        ino = known_id(folder, name) or 0
+        child = cache.known.get(ino)
+        if child is not None and child.entries and not (child.dirty or child.flying or cache.busy(child)):
+            child.forget_entries()
+        places = {"p": Int64(folder.ino), "n": to_stored(name), "_id": Int64(ino)}
+        return await cache.read(
+            lambda db: (
+                db[INODES].find_one({"p": Int64(ino)}, {"_id": 1}) is not None
+                and db[INODES].find_one(places, {"_id": 1}) is not None
+            )
+        )
+
+    def _doubt_folders(self) -> None:
+        for inode in self._cache.known.values():
+            if inode.entries is not None:
+                inode.expires = STALE
