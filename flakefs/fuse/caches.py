@@ -1,0 +1,253 @@
+"""What the kernel remembers of this mount, and how it is made to forget what others changed.
+
+Purpose
+    The kernel answers from names, attributes and pages that it was given before. When other sessions write, the
+    namespace says what has changed (KernelSide), and tasks here tell the kernel.
+
+Invariants
+    K1  The calls of KernelSide never wait. The kernel is told in threads: it makes us wait while a request about the
+        same folder or page is open, and that request may be waiting for the trio thread.
+    K2  Each change is told once, however often it came until then; what the kernel cannot know (it does not hold the
+        inode) is not told. More than PENDING_MAX changes are told as "everything".
+    K3  After drop_all() nothing that the kernel was given before is believed: neither by answers of ours (`quiet` is
+        False until all is dropped, and then time-outs are 0 and pages are not kept) nor, afterwards, by the kernel.
+    K4  So every name that can not be found again from the inodes in memory is written down when the kernel is given it:
+        names directly below the root (a folder's entry takes along everything below it), and further hard links.
+    K5  Pages outlive an open() only when the file is what it was at the last open() here (`keeps`), or when nobody else
+        writes and nothing is still to be dropped.
+
+Concurrency
+    Trio task only, but for the functions that call the kernel. The order is right without a lock: an answer that was
+    on its way when a name is dropped is in the kernel first, because dropping waits for the requests of its folder;
+    attributes that were on their way are refused by the kernel by their age.
+
+Not here
+    What changed (namespace.coherence).
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import TypeVar
+
+import pyfuse3
+import trio
+from cachetools import LRUCache
+
+from flakefs.fuse.options import FuseOptions
+from flakefs.namespace import Inode, Namespace
+
+log = logging.getLogger(__name__)
+
+ROOT: int = pyfuse3.ROOT_INODE
+PENDING_MAX = 50_000
+BATCH = 1_000
+WRITTEN_DOWN_MAX = 100_000
+SEEN_MAX = 20_000
+LOOKED_UP_MAX = 1_000
+"""Folders that are looked up again after everything was dropped."""
+NORMAL = (errno.ENOENT, errno.ENOTDIR, errno.ENOTEMPTY, errno.EBUSY)
+"""The kernel does not know it, or has something mounted on it."""
+END_SECONDS = 2.0
+GONE = (errno.ENOTCONN, errno.EBADF, errno.ENODEV, errno.EINVAL)
+"""The mount has ended."""
+
+_unlimited = trio.CapacityLimiter(1_000_000)
+
+T = TypeVar("T")
+
+Place = tuple[int, bytes]
+"""(folder, name)"""
+
+
+class KernelCaches:
+    """One for each mount; see the module."""
+
+    def __init__(self, ns: Namespace, options: FuseOptions, mountpoint: str) -> None:
+        # Dependencies
+        self._ns = ns
+        # Constant after construction
+        self._held: Mapping[int, int] = ns.held
+        self._known: Callable[[int], Inode | None] = ns.known
+        self._mountpoint = mountpoint
+        self._read_only = ns.read_only
+        # Mutable; changed between checkpoints only
+        self._inodes: dict[int, bool] = {}  # to be dropped: with content?
+        self._names: dict[Place, None] = {}
+        self._all = False  # everything is to be dropped
+        self._asked = 0  # how often that was asked for
+        self._at_work: deque[None] = deque()  # one for each thread that calls the kernel; taken off by the thread
+        self._ended = False  # the threads are to come back
+        self._written_down: dict[Place, None] = {}  # K4, in the order in which they were given
+        self._seen: LRUCache[int, tuple[int, int, int]] = LRUCache(SEEN_MAX)  # K5
+        self._wake_inodes = trio.Event()
+        self._wake_names = trio.Event()
+        self.dropped_inodes = self.dropped_names = self.dropped_all = 0
+
+    # -- KernelSide --
+
+    def drop_inode(self, ino: int, *, content: bool) -> None:
+        if content:
+            self._seen.pop(ino, None)
+        if ino in self._held or ino == ROOT:
+            self._inodes[ino] = content or self._inodes.get(ino, False)
+            self._wake_inodes.set()
+            if len(self._inodes) > PENDING_MAX:
+                self.drop_all()
+
+    def drop_entry(self, parent: int, name: bytes) -> None:
+        if parent in self._held or parent == ROOT:
+            self._written_down.pop((parent, name), None)
+            self._names[parent, name] = None
+            self._wake_names.set()
+            if len(self._names) > PENDING_MAX:
+                self.drop_all()
+
+    def drop_all(self) -> None:
+        self._all = True
+        self._asked += 1
+        self._seen.clear()
+        self._wake_names.set()
+
+    # -- for the handlers --
+
+    @property
+    def quiet(self) -> bool:
+        """May the kernel keep what it is given for long?"""
+        return not self._all and self._ns.trusted
+
+    def given(self, parent: int, name: bytes, inode: Inode | None) -> None:
+        """The kernel is given this name, None: that there is no such name (K4)."""
+        if parent == ROOT or (inode is not None and (inode.parent != parent or inode.name != name)):
+            written_down = self._written_down
+            written_down[parent, name] = None
+            if len(written_down) > WRITTEN_DOWN_MAX:
+                self.drop_entry(*next(iter(written_down)))
+
+    def keeps(self, ino: int) -> bool:
+        """At an open(): are the pages that the kernel may have of the file right (K5)?"""
+        if not self._ns.shared and not self._read_only:
+            return not (self._all or self._inodes or self._at_work)
+        inode = self._known(ino)
+        if inode is None:
+            return False
+        now = (inode.version, inode.mtime, inode.size)
+        before = self._seen.get(ino)
+        self._seen[ino] = now
+        return before == now and ino not in self._inodes
+
+    # -- tasks --
+
+    async def run(self) -> None:
+        """Tell the kernel, for ever."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._run_inodes)
+            nursery.start_soon(self._run_names)
+
+    async def _run_inodes(self) -> None:
+        while True:
+            await self._wake_inodes.wait()
+            self._wake_inodes = trio.Event()
+            while self._inodes:
+                batch, self._inodes = self._inodes, {}
+                self.dropped_inodes += len(batch)
+                await self._tell(_drop_inode, list(batch.items()))
+
+    async def _run_names(self) -> None:
+        while True:
+            await self._wake_names.wait()
+            self._wake_names = trio.Event()
+            while self._all or self._names:
+                if self._all:
+                    await self._drop_everything()
+                    continue
+                batch, self._names = self._names, {}
+                self.dropped_names += len(batch)
+                await self._tell(_drop_name, list(batch))
+
+    async def _drop_everything(self) -> None:
+        """K3."""
+        asked = -1
+        held: list[int] = []
+        while asked != self._asked:
+            asked = self._asked
+            self.dropped_all += 1
+            held = list(self._held)
+            names = [*self._written_down, *self._names]
+            self._written_down, self._names, self._inodes = {}, {}, {}
+            await self._tell(_drop_name, names)
+            for at in range(0, len(held), BATCH):
+                batch = [(ino, self._known(ino)) for ino in held[at : at + BATCH] if ino in self._held]
+                await self._tell(_drop_name, [(i.parent, i.name) for _, i in batch if i is not None and i.parent > 0])
+                await self._tell(_drop_inode, [(ino, inode is None or inode.map is not None) for ino, inode in batch])
+            await self._tell(_drop_inode, [(ROOT, False)])
+        self._all = False
+        await self._look_up_again(held)
+
+    async def _look_up_again(self, held: list[int]) -> None:
+        """A folder in which a process works has no path until its name is looked up again, and getcwd(2) fails."""
+        folders: list[bytes] = []
+        for ino in held:
+            inode = self._known(ino) if ino in self._held else None
+            if inode is not None and inode.entries is not None:
+                path = self._path(inode)
+                if path is not None and len(folders) < LOOKED_UP_MAX:
+                    folders.append(path)
+        if folders:
+            await self._tell(_look_up, sorted(folders))
+
+    def _path(self, inode: Inode) -> bytes | None:
+        parts: list[bytes] = []
+        at: Inode | None = inode
+        while at is not None and at.ino != ROOT and len(parts) < 1_000:
+            parts.append(at.name)
+            at = self._known(at.parent)
+        return None if at is None or at.ino != ROOT else b"/".join([os.fsencode(self._mountpoint), *reversed(parts)])
+
+    async def _tell(self, call: Callable[[T], None], items: list[T]) -> None:
+        """Run *call* for each of *items* in a thread, which is left behind when the mount ends."""
+        if items:
+            self._at_work.append(None)
+            await trio.to_thread.run_sync(self._in_thread, call, items, abandon_on_cancel=True, limiter=_unlimited)
+
+    def _in_thread(self, call: Callable[[T], None], items: list[T]) -> None:
+        try:
+            for item in items:
+                if self._ended:
+                    return
+                try:
+                    call(item)
+                except OSError as error:
+                    if error.errno in GONE:
+                        return
+                    if error.errno not in NORMAL:
+                        log.warning("the kernel does not forget %r, which another session changed: %s", item, error)
+        finally:
+            self._at_work.pop()
+
+    async def end(self) -> None:
+        """After run() was cancelled: return when no thread calls the kernel any more, or after END_SECONDS."""
+        self._ended = True
+        with trio.move_on_after(END_SECONDS):
+            while self._at_work:  # noqa: ASYNC110  # threads take themselves off
+                await trio.sleep(0.005)
+
+
+def _drop_inode(item: tuple[int, bool]) -> None:
+    ino, content = item
+    pyfuse3.invalidate_inode(pyfuse3.InodeT(ino), attr_only=not content)
+
+
+def _drop_name(item: Place) -> None:
+    parent, name = item
+    pyfuse3.invalidate_entry(pyfuse3.InodeT(parent), pyfuse3.FileNameT(name))
+
+
+def _look_up(path: bytes) -> None:
+    with suppress(OSError):
+        os.lstat(path)

@@ -1,0 +1,318 @@
+"""The request handlers: decode what the kernel says, call `vfs`, encode the answer.
+
+Purpose
+    Every operation that pyfuse3 exposes, each a few lines. What an operation means is decided in `vfs`.
+
+Invariants
+    F1  Every handler is wrapped (fuse.boundary): no exception of ours or of Python reaches pyfuse3's main loop.
+    F2  Each answer that gives the kernel an entry (lookup, create, mknod, mkdir, symlink, link, each listed name except
+        "." and "..") is counted once with `fs.remember`, in the same step as the answer is made; `forget` takes back.
+    F3  open honours O_TRUNC: libfuse asks the kernel for atomic truncation, so no setattr follows.
+    F4  flush, fsync and fsyncdir are really implemented: an ENOSYS would make the kernel report success for ever.
+    F5  Time-outs are long while what others change comes to us (fuse.caches), and 0 while it may not.
+    F6  In a listing, position 1 follows ".", 2 follows "..", and c + 2 follows the entry with cookie c.
+
+Concurrency
+    Trio tasks of pyfuse3; nothing here is shared but two small tables, of open folders and of files that are appended
+    to, each changed without an await.
+
+Not here
+    Permissions (the kernel checks them: default_permissions is always on), errors (fuse.boundary).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+
+from pyfuse3 import (
+    RENAME_EXCHANGE,
+    RENAME_NOREPLACE,
+    ROOT_INODE,
+    EntryAttributes,
+    FileHandleT,
+    FileInfo,
+    FUSEError,
+    ReaddirToken,
+    RequestContext,
+    SetattrFields,
+    StatvfsData,
+    readdir_reply,
+)
+from pyfuse3 import Operations as Handlers
+
+from flakefs.fuse.attributes import dot_entry, entry_maker, no_entry, statvfs_data
+from flakefs.fuse.boundary import answered, silent
+from flakefs.fuse.caches import KernelCaches
+from flakefs.fuse.options import FuseOptions
+from flakefs.namespace import Inode
+from flakefs.vfs import Caller, Changes, FileSystem
+
+FIRST_PAGE = 32
+"""Entries asked for at first: as many as a reply of 4 KiB can hold; later as many as the last reply took."""
+PERMISSION_BITS = 0o7777
+
+
+class OpenFolder:
+    """An open folder: its number, and how many entries the last reply took."""
+
+    __slots__ = ("ino", "page")
+
+    def __init__(self, ino: int) -> None:
+        self.ino = ino
+        self.page = FIRST_PAGE
+
+
+def caller(ctx: RequestContext) -> Caller:
+    return Caller(ctx.uid, ctx.gid, ctx.umask, ctx.pid)
+
+
+class Operations(Handlers):
+    """What pyfuse3 calls, on one FileSystem."""
+
+    supports_dot_lookup = True
+    enable_writeback_cache = False  # the kernel would own size and times of dirty files
+    enable_acl = False
+
+    def __init__(self, fs: FileSystem, options: FuseOptions, caches: KernelCaches) -> None:
+        super().__init__()
+        # Dependencies
+        self._fs = fs
+        self._ns = fs.ns
+        self._caches = caches
+        # Constant after construction
+        seconds = options.read_only_cache_seconds if fs.ns.read_only else options.cache_seconds
+        self._lasting = entry_maker(seconds, fs.chunk_size)
+        self._passing = entry_maker(0, fs.chunk_size)
+        self._missing = no_entry(seconds)
+        self._missing_now = no_entry(0)
+        # Mutable; changed between checkpoints only
+        self._folders: dict[int, OpenFolder] = {}
+        self._appending: dict[int, int] = {}  # handles that the kernel caches pages for: inode
+
+    # names
+
+    @answered
+    async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
+        inode = await self._fs.lookup(parent_inode, name)
+        if inode is not None:
+            return self._given(parent_inode, name, inode)
+        if not self._caches.quiet:
+            return self._missing_now
+        self._caches.given(parent_inode, name, None)
+        return self._missing
+
+    @silent
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        forget = self._fs.forget
+        for ino, count in inode_list:
+            forget(ino, count)
+
+    @answered
+    async def mknod(self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> EntryAttributes:
+        inode = await self._fs.mknod(parent_inode, name, mode, rdev, caller(ctx))
+        return self._given(parent_inode, name, inode)
+
+    @answered
+    async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
+        inode = await self._fs.mkdir(parent_inode, name, mode, caller(ctx))
+        return self._given(parent_inode, name, inode)
+
+    @answered
+    async def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext) -> EntryAttributes:
+        inode = await self._fs.symlink(parent_inode, name, target, caller(ctx))
+        return self._given(parent_inode, name, inode)
+
+    @answered
+    async def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext) -> EntryAttributes:
+        linked = await self._fs.link(inode, new_parent_inode, new_name)
+        return self._given(new_parent_inode, new_name, linked)
+
+    @answered
+    async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        await self._fs.unlink(parent_inode, name)
+
+    @answered
+    async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        await self._fs.rmdir(parent_inode, name)
+
+    @answered
+    async def rename(
+        self,
+        parent_inode_old: int,
+        name_old: bytes,
+        parent_inode_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: RequestContext,
+    ) -> None:
+        if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE):
+            raise FUSEError(errno.EINVAL)
+        await self._fs.rename(
+            parent_inode_old,
+            name_old,
+            parent_inode_new,
+            name_new,
+            noreplace=bool(flags & RENAME_NOREPLACE),
+            exchange=bool(flags & RENAME_EXCHANGE),
+        )
+
+    @answered
+    async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
+        return await self._fs.readlink(inode)
+
+    # attributes
+
+    @answered
+    async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
+        return self._entry(self._fs.peek(inode) or await self._fs.inode(inode))
+
+    @answered
+    async def setattr(
+        self, inode: int, attr: EntryAttributes, fields: SetattrFields, fh: int | None, ctx: RequestContext
+    ) -> EntryAttributes:
+        changes = Changes(
+            attr.st_mode & PERMISSION_BITS if fields.update_mode else None,
+            attr.st_uid if fields.update_uid else None,
+            attr.st_gid if fields.update_gid else None,
+            attr.st_size if fields.update_size else None,
+            attr.st_atime_ns if fields.update_atime else None,
+            attr.st_mtime_ns if fields.update_mtime else None,
+        )
+        return self._entry(await self._fs.setattr(inode, changes, caller(ctx)))
+
+    @answered
+    async def access(self, inode: int, mode: int, ctx: RequestContext) -> bool:
+        return await self._fs.access(inode, mode, caller(ctx))
+
+    @answered
+    async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
+        if name == b"security.capability":  # asked before the first write to each file: answer from memory
+            known = self._fs.peek(inode)
+            if known is not None and not known.xattrs:
+                raise FUSEError(errno.ENODATA)
+        return await self._fs.getxattr(inode, name)
+
+    @answered
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
+        await self._fs.setxattr(inode, name, value)
+
+    @answered
+    async def listxattr(self, inode: int, ctx: RequestContext) -> list[bytes]:
+        return await self._fs.listxattr(inode)
+
+    @answered
+    async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
+        await self._fs.removexattr(inode, name)
+
+    async def statfs(self, ctx: RequestContext) -> StatvfsData:
+        return await self._statfs(ROOT_INODE)
+
+    @answered
+    async def _statfs(self, inode: int) -> StatvfsData:
+        return statvfs_data(await self._fs.statfs())
+
+    # files
+
+    @answered
+    async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
+        handle = await self._fs.open(inode, flags)
+        return self._opened(handle, inode, flags, self._caches.keeps(inode))
+
+    @answered
+    async def create(
+        self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
+    ) -> tuple[FileInfo, EntryAttributes]:
+        handle, inode = await self._fs.create(parent_inode, name, mode, flags, caller(ctx))
+        info = self._opened(handle, inode.ino, flags, self._caches.keeps(inode.ino))
+        return info, self._given(parent_inode, name, inode)
+
+    def _opened(self, handle: int, ino: int, flags: int, keep: bool) -> FileInfo:
+        """Where a record that is appended goes is decided here, so the kernel must not believe that it knows."""
+        direct = False
+        if flags & os.O_APPEND:
+            direct = self._ns.shared
+            if not direct:
+                self._appending[handle] = ino
+        return FileInfo(fh=FileHandleT(handle), keep_cache=keep, direct_io=direct)
+
+    @answered
+    async def read(self, fh: int, off: int, size: int) -> bytes | memoryview:  # type: ignore[override]  # any buffer
+        return await self._fs.read(fh, off, size)
+
+    @answered
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        written = await self._fs.write(fh, off, buf)
+        if fh in self._appending and self._ns.shared:  # opened while alone; the kernel has put it into the wrong page
+            self._caches.drop_inode(self._appending[fh], content=True)
+        return written
+
+    @answered
+    async def flush(self, fh: int) -> None:
+        await self._fs.flush(fh)
+
+    @answered
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        await self._fs.fsync(fh, datasync)
+
+    @answered
+    async def release(self, fh: int) -> None:
+        self._appending.pop(fh, None)
+        await self._fs.release(fh)
+
+    # folders
+
+    @answered
+    async def opendir(self, inode: int, ctx: RequestContext) -> int:
+        handle = await self._fs.opendir(inode)
+        self._folders[handle] = OpenFolder(inode)
+        return handle
+
+    @answered
+    async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
+        folder = self._folders[fh]
+        if start_id < 2 and not await self._reply_dots(folder.ino, start_id, token):
+            return
+        after, taken = max(start_id - 2, 0), 0
+        while True:
+            limit = max(folder.page - taken, FIRST_PAGE)
+            page = await self._fs.readdir(fh, after, limit)
+            for cookie, name, inode in page:  # no await until the reply: what is listed is what is there
+                if not readdir_reply(token, name, self._entry(inode), cookie + 2):
+                    folder.page = taken + 1
+                    return
+                self._fs.remember(inode.ino)
+                self._caches.given(folder.ino, name, inode)
+                after = cookie
+                taken += 1
+            if len(page) < limit:
+                return
+
+    @answered
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        await self._fs.fsyncdir(fh)
+
+    @answered
+    async def releasedir(self, fh: int) -> None:
+        self._folders.pop(fh, None)
+        await self._fs.releasedir(fh)
+
+    # helpers
+
+    def _entry(self, inode: Inode) -> EntryAttributes:
+        return self._lasting(inode) if self._caches.quiet else self._passing(inode)
+
+    def _given(self, parent: int, name: bytes, inode: Inode) -> EntryAttributes:
+        """The attributes of an inode the kernel now knows by this name."""
+        self._fs.remember(inode.ino)
+        self._caches.given(parent, name, inode)
+        return self._entry(inode)
+
+    async def _reply_dots(self, ino: int, start: int, token: ReaddirToken) -> bool:
+        """List "." and ".." (the kernel makes neither); they count as no look-up. False: the reply is full."""
+        inode = self._fs.peek(ino) or await self._fs.inode(ino)
+        if start < 1 and not readdir_reply(token, b".", dot_entry(ino), 1):
+            return False
+        above = inode.parent if inode.parent > 0 else ino
+        return readdir_reply(token, b"..", dot_entry(above), 2)

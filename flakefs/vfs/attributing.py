@@ -1,0 +1,117 @@
+"""Operations on attributes: setattr, extended attributes, facts, access, statfs.
+
+Concurrency
+    Trio task only. What is in memory is answered without a checkpoint.
+
+Not here
+    The rules (vfs.attributes, vfs.xattrs), what the facts are (vfs.facts).
+"""
+
+from __future__ import annotations
+
+from flakefs.errors import NoAttribute
+from flakefs.namespace import Inode
+from flakefs.values import SEGMENT_BYTES
+from flakefs.vfs import attributes, facts, xattrs
+from flakefs.vfs.files import Files
+from flakefs.vfs.requests import Caller, Changes, StatFs
+
+BLOCK_SIZE = 4096
+FILES_FREE = 2**40
+"""Inode numbers do not run out; a number that df can print."""
+
+
+class Attributing(Files):
+    async def setattr(self, ino: int, changes: Changes, caller: Caller) -> Inode:
+        """chmod, chown, truncate, utimens in one."""
+        ns = self.ns
+        if not ns.shared:
+            inode = await self._setattr(ino, changes, caller)
+            if not ns.shared or await ns.committed():
+                return inode
+        if changes.size is not None:
+            await self._store_first(ino)
+        return await ns.redone(lambda: self._setattr(ino, changes, caller))
+
+    async def _setattr(self, ino: int, changes: Changes, caller: Caller) -> Inode:
+        inode = await self.inode(ino)
+        ns = self.ns
+        ns.check_writable()
+        await ns.room()
+        if changes.size is not None:
+            await self._truncate(inode, changes.size)
+        ns.changed(inode)
+        attributes.apply(inode, changes, caller, self._clock())
+        return inode
+
+    async def setxattr(
+        self, ino: int, name: bytes, value: bytes, *, create: bool = False, replace: bool = False
+    ) -> None:
+        ns = self.ns
+        if not ns.shared:
+            await self._setxattr(ino, name, value, create, replace)
+            if not ns.shared or await ns.committed():
+                return
+        await ns.redone(lambda: self._setxattr(ino, name, value, create, replace))
+
+    async def _setxattr(self, ino: int, name: bytes, value: bytes, create: bool, replace: bool) -> None:
+        inode = await self.inode(ino)
+        ns = self.ns
+        ns.check_writable()
+        await ns.room()
+        changed = xattrs.with_attribute(inode, name, value, create=create, replace=replace)
+        ns.changed(inode)
+        inode.xattrs = changed
+        inode.ctime = self._clock()
+
+    async def getxattr(self, ino: int, name: bytes) -> bytes:
+        inode = await self.inode(ino)
+        found = inode.xattrs.get(name)
+        if found is not None:
+            return found
+        xattrs.check_name(inode, name, writing=False)
+        if name.startswith(xattrs.FACTS):
+            found = (await self.facts(ino)).get(name[len(xattrs.FACTS) :])
+            if found is not None:
+                return found
+        raise NoAttribute(f"there is no attribute {name.decode(errors='replace')}")
+
+    async def listxattr(self, ino: int) -> list[bytes]:
+        return xattrs.listed(await self.inode(ino))
+
+    async def removexattr(self, ino: int, name: bytes) -> None:
+        ns = self.ns
+        if not ns.shared:
+            await self._removexattr(ino, name)
+            if not ns.shared or await ns.committed():
+                return
+        await ns.redone(lambda: self._removexattr(ino, name))
+
+    async def _removexattr(self, ino: int, name: bytes) -> None:
+        inode = await self.inode(ino)
+        ns = self.ns
+        ns.check_writable()
+        await ns.room()
+        changed = xattrs.without_attribute(inode, name)
+        ns.changed(inode)
+        inode.xattrs = changed
+        inode.ctime = self._clock()
+
+    async def facts(self, ino: int) -> dict[bytes, bytes]:
+        """What FlakeFS knows about an inode: fact by name (without "user.flakefs.")."""
+        inode = await self.inode(ino)
+        if inode.map is not None:
+            stop = min(inode.size, 16 * SEGMENT_BYTES)
+            if not inode.map.loaded(0, stop):
+                await self.ns.load(inode, 0, stop)
+        return facts.facts(inode, self.chunk_size)
+
+    async def access(self, ino: int, mode: int, caller: Caller) -> bool:
+        """access(2) by the permission bits, the primary group and the owner."""
+        return attributes.may_access(await self.inode(ino), mode, caller)
+
+    async def statfs(self) -> StatFs:
+        space = await self.engine.space()
+        files = await self.ns.inode_count()
+        free = space.free_bytes // BLOCK_SIZE
+        return StatFs(BLOCK_SIZE, space.total_bytes // BLOCK_SIZE, free, free, files + FILES_FREE, FILES_FREE)
