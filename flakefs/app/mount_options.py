@@ -1,0 +1,186 @@
+"""The words after -o of `flakefs mount` and of fstab: what each one means for us.
+
+Invariants
+    O1  A word that means nothing to us is refused by name; words that only mount(8), systemd or the kernel act on
+        are accepted and left to them.
+
+Not here
+    The command line itself (cli.mount, cli.mount_helper), values and their units (config).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+from flakefs.config import Config
+from flakefs.errors import UsageError
+from flakefs.fuse.options import KERNEL_FLAGS
+
+T = TypeVar("T")
+
+GENERIC = frozenset(
+    {"auto", "noauto", "user", "nouser", "users", "nousers", "owner", "group", "_netdev", "nofail", "defaults", "rw"}
+    | {"exec", "suid", "nosuid", "dev", "nodev", "async", "atime", "noatime", "diratime"}
+    | {"nodiratime", "relatime", "norelatime", "strictatime", "nostrictatime", "lazytime", "nolazytime", "iversion"}
+    | {"noiversion", "silent", "loud", "mand", "nomand", "default_permissions", "nonempty"}
+)
+"""Known everywhere, and without effect here: permissions are always checked, times are `atime=`."""
+GENERIC_KEYS = (
+    "x-",
+    "X-",
+    "comment",
+    "fsname",
+    "subtype",
+    "context",
+    "fscontext",
+    "defcontext",
+    "rootcontext",
+    "uhelper",
+)
+
+
+@dataclass
+class MountWords:
+    """What a list of -o words says."""
+
+    config_path: str | None = None
+    read_only: bool = False
+    changes: list[Callable[[Config], Config]] = field(default_factory=list)
+
+    def applied(self, config: Config) -> Config:
+        for change in self.changes:
+            config = change(config)
+        return config
+
+
+def parse(lists: Iterable[str]) -> MountWords:
+    """Understand lists of words separated by commas. Raises UsageError for one that is not known (O1)."""
+    words = MountWords()
+    for word in (word.strip() for words_ in lists for word in words_.split(",")):
+        key, equals, value = word.partition("=")
+        if not word or word in GENERIC or key.startswith(GENERIC_KEYS):
+            continue
+        if equals and key in _VALUES:
+            _VALUES[key](words, value)
+        elif not equals and word in _FLAGS:
+            _FLAGS[word](words)
+        else:
+            raise UsageError(_unknown(word, key, bool(equals)))
+    return words
+
+
+def _unknown(word: str, key: str, equals: bool) -> str:
+    if not equals and key in _VALUES:
+        return f"mount option {key!r} needs a value: {key}=..."
+    if equals and key in _FLAGS:
+        return f"mount option {key!r} takes no value"
+    near = difflib.get_close_matches(key, [*_VALUES, *_FLAGS], 1)
+    hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(sorted([*_VALUES, *_FLAGS]))}"
+    return f"mount option {word!r} is not known{hint}"
+
+
+def _set_config(words: MountWords, value: str) -> None:
+    words.config_path = value
+
+
+def _set_read_only(words: MountWords) -> None:
+    words.read_only = True
+
+
+def _allow_other(words: MountWords) -> None:
+    words.changes.append(lambda config: replace(config, fuse=replace(config.fuse, allow_other=True)))
+
+
+def _kernel(flag: str) -> Callable[[MountWords], None]:
+    """A word that the kernel acts on when it is told to at mounting."""
+
+    def add(words: MountWords) -> None:
+        words.changes.append(lambda config: replace(config, fuse=replace(config.fuse, **{flag: True})))
+
+    return add
+
+
+def _dirsync(words: MountWords) -> None:
+    raise UsageError("mount option dirsync has no effect on a FUSE mount: leave it out, and fsync folders that matter")
+
+
+def _remount(words: MountWords) -> None:
+    raise UsageError("a mount cannot be changed with remount: unmount it and mount it again with the other options")
+
+
+def _database(words: MountWords, value: str) -> None:
+    words.changes.append(lambda config: replace(config, database=value))
+
+
+def _log(words: MountWords, value: str) -> None:
+    words.changes.append(lambda config: replace(config, mount=replace(config.mount, log=value)))
+
+
+def _balance(words: MountWords, value: str) -> None:
+    words.changes.append(lambda config: replace(config, engine=replace(config.engine, balance=value)))
+
+
+def _close(words: MountWords, value: str) -> None:
+    stored = _one_of("close", value, {"stored": True, "fast": False})
+    words.changes.append(lambda config: replace(config, vfs=replace(config.vfs, close_stored=stored)))
+
+
+def _atime(words: MountWords, value: str) -> None:
+    kind = _one_of("atime", value, {"relatime": "relatime", "noatime": "noatime"})
+    words.changes.append(lambda config: replace(config, vfs=replace(config.vfs, atime=kind)))
+
+
+def _commit_interval(words: MountWords, value: str) -> None:
+    seconds = _seconds("commit_interval", value)
+    words.changes.append(
+        lambda config: replace(config, namespace=replace(config.namespace, commit_interval_seconds=seconds))
+    )
+
+
+def _error_timeout(words: MountWords, value: str) -> None:
+    seconds = _seconds("error_timeout", value)
+    words.changes.append(
+        lambda config: replace(
+            config,
+            namespace=replace(config.namespace, error_timeout_seconds=seconds),
+            vfs=replace(config.vfs, error_timeout_seconds=seconds),
+        )
+    )
+
+
+def _one_of(key: str, value: str, choices: dict[str, T]) -> T:
+    if value not in choices:
+        raise UsageError(f"mount option {key} must be {' or '.join(choices)}, not {value!r}")
+    return choices[value]
+
+
+def _seconds(key: str, value: str) -> float:
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < 86400:
+        raise UsageError(f"mount option {key} must be a number of seconds above 0, not {value!r}")
+    return seconds
+
+
+_FLAGS: dict[str, Callable[[MountWords], None]] = {
+    "ro": _set_read_only,
+    "allow_other": _allow_other,
+    "dirsync": _dirsync,
+    "remount": _remount,
+    **{flag: _kernel(flag) for flag in KERNEL_FLAGS},
+}
+_VALUES: dict[str, Callable[[MountWords, str], None]] = {
+    "config": _set_config,
+    "database": _database,
+    "log": _log,
+    "balance": _balance,
+    "close": _close,
+    "atime": _atime,
+    "commit_interval": _commit_interval,
+    "error_timeout": _error_timeout,
+}

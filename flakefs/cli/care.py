@@ -1,0 +1,136 @@
+"""fsck and gc: looking after a file system.
+
+Not here
+    Checking, mending and sweeping (tools).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from flakefs.cli import output
+from flakefs.cli.common import Param, json_option
+from flakefs.cli.state import State, pass_state
+
+if TYPE_CHECKING:
+    from flakefs.tools.problems import Report
+
+HOUR = 3600.0
+SPAN_END = 10_000 * 24 * HOUR
+"""About as long as time has been counted; what is far beyond no clock can subtract."""
+
+
+@click.command("fsck", epilog="Example: flakefs fsck --deep && echo sound")
+@click.option("--repair", is_flag=True, help="Mend what a crash can leave; nothing may be mounted.")
+@click.option("--deep", is_flag=True, help="Read every chunk and check its hash, too.")
+@json_option
+@pass_state
+def fsck_command(state: State, repair: bool, deep: bool, as_json: bool) -> None:
+    """Check every invariant between names, files, counts and the chunks on nodes, and name each problem.
+
+    Works while mounted (without --repair). Status 0: sound; leftovers of a crash are no damage. 1: there is damage.
+    """
+    from flakefs.app.stack import metadata_door
+    from flakefs.tools.fsck import check
+
+    config = state.config
+    with metadata_door(config, purpose="fsck") as (door, resolve), _saying() as say:
+        if repair:
+            from flakefs.tools.repair import repair as mend
+
+            report = mend(door, config.database, resolve, deep=deep, progress=say)
+        else:
+            report = check(door, config.database, resolve, deep=deep, progress=say)
+    if as_json:
+        output.echo_json(_facts(report))
+    else:
+        click.echo(report.text())
+        if report.clean:
+            click.echo("no damage" + ("" if deep else "; --deep would read the content of every chunk, too"))
+    click.get_current_context().exit(report.exit_status)
+
+
+def _facts(report: Report) -> dict[str, Any]:
+    return {
+        "clean": report.clean,
+        "problems": [
+            {
+                "level": problem.kind.level,
+                "kind": problem.kind.id,
+                "what": problem.kind.what,
+                "where": problem.where,
+                "detail": problem.detail,
+            }
+            for problem in report.found
+        ],
+        "kinds": dict(report.kinds),
+        "mended": dict(report.mended),
+        "leaked_chunks": report.leaked_chunks,
+        "leaked_bytes": report.leaked_bytes,
+        "counts": dict(report.counts),
+        "deep": report.deep,
+    }
+
+
+class Span(Param):
+    """0, 90s, 15m, 2h, 1d: seconds."""
+
+    name = "time"
+    units = {"s": 1.0, "m": 60.0, "h": HOUR, "d": 24 * HOUR}
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        text = str(value)
+        unit = self.units.get(text[-1:], 1.0)
+        number = text[:-1] if text[-1:] in self.units else text
+        try:
+            seconds = float(number) * unit
+        except ValueError:
+            seconds = -1.0
+        if not 0 <= seconds < SPAN_END:
+            self.fail(f"{text!r} is no span of time; write 0, 90s, 15m, 2h or 1d", param, ctx)
+        return seconds
+
+
+@click.command("gc", epilog="Example: flakefs gc --grace 2h")
+@click.option(
+    "--grace", type=Span(), default="1h", show_default=True,
+    help="Chunks younger than this stay: somebody may be about to refer to them.",
+)  # fmt: skip
+@json_option
+@pass_state
+def gc_command(state: State, grace: float, as_json: bool) -> None:
+    """Free chunks that no file refers to: what a crash has left on the nodes.
+
+    Works while mounted, unless --grace is below 15 minutes. Status 1 when a node does not answer.
+    """
+    from flakefs.app.stack import metadata_door
+    from flakefs.tools.gc import collect
+
+    config = state.config
+    with metadata_door(config, purpose="gc") as (door, resolve), _saying() as say:
+        freed = collect(door, config.database, resolve, grace_seconds=grace, progress=say)
+    if as_json:
+        output.echo_json(freed)
+    else:
+        click.echo(freed.text())
+    if freed.unreachable:
+        click.get_current_context().exit(1)
+
+
+@contextmanager
+def _saying() -> Iterator[Callable[[str], None]]:
+    """What is being looked at, on one line of a terminal; nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("...") as status:
+        yield status.update

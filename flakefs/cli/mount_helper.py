@@ -1,0 +1,83 @@
+"""`mount.flakefs`, called by mount(8) for `mount -t flakefs` and for lines of /etc/fstab.
+
+Purpose
+    Translates mount(8)'s way of calling into `flakefs mount`. A line of fstab:
+        flakefs  /mnt/flake  flakefs  _netdev,nofail,allow_other  0 0
+    The first field is a configuration file when it is an absolute path, and a mere label otherwise.
+
+Invariants
+    H1  Exit status as mount(8) wants it: 0 mounted, 1 wrong call, 32 mounting failed.
+    H2  Options that are for mount(8) itself (_netdev, nofail, x-...) are accepted (app.mount_options).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+USAGE = "usage: mount.flakefs LABEL|CONFIG_FILE FOLDER [-sfnvrw] [-N NAMESPACE] [-t TYPE] [-o OPTIONS]"
+FAILED = 32
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run and exit."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Mount as told; the exit status (H1)."""
+    from flakefs.errors import ConfigError, FlakeError, UsageError
+
+    try:
+        source, folder, words, fake = _understood(arguments)
+        if not fake:
+            _mount(source, folder, words)
+        return 0
+    except (UsageError, ConfigError) as error:
+        print(f"mount.flakefs: {error}", file=sys.stderr)
+        return 1
+    except FlakeError as error:
+        print(f"mount.flakefs: {error}", file=sys.stderr)
+        return FAILED
+
+
+def _understood(arguments: Sequence[str]) -> tuple[str, str, list[str], bool]:
+    """(source, folder, lists of -o words, only pretend?)"""
+    from flakefs.errors import UsageError
+
+    names: list[str] = []
+    words: list[str] = []
+    fake = False
+    rest = iter(arguments)
+    for argument in rest:
+        if argument in ("-h", "--help"):
+            raise UsageError(USAGE)
+        if argument in ("-o", "-t", "-N"):
+            value = next(rest, None)
+            if value is None:
+                raise UsageError(f"{argument} needs a value; {USAGE}")
+            words += [value] if argument == "-o" else []
+        elif argument.startswith("-o"):
+            words.append(argument[2:])
+        elif argument.startswith("-") and len(argument) > 1:
+            flags = argument[1:]
+            if set(flags) - set("sfnvrw"):
+                raise UsageError(f"{argument} is not known; {USAGE}")
+            fake = fake or "f" in flags
+            words += ["ro"] if "r" in flags else []
+        else:
+            names.append(argument)
+    if len(names) != 2:
+        raise UsageError(USAGE)
+    return names[0], names[1], words, fake
+
+
+def _mount(source: str, folder: str, words: list[str]) -> None:
+    from flakefs.cli.mount import mount_in_background
+    from flakefs.cli.state import State
+
+    mount_in_background(State(config_path=source if source.startswith("/") else None), folder, words, read_only=False)
+
+
+if __name__ == "__main__":
+    main()

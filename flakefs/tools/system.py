@@ -1,0 +1,141 @@
+"""Checks the few documents that everything else hangs on: format, counters, sessions, nodes, volumes, indexes.
+
+Concurrency
+    One thread, blocking, on one Reader.
+
+Not here
+    Content and names; whether nodes answer (tools.nodes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from flakefs.errors import Damaged, NotFormatted
+from flakefs.format import documents as d
+from flakefs.format.codec import CODECS
+from flakefs.format.documents import Document
+from flakefs.format.hashing import HASH_NAME
+from flakefs.format.records import FormatRecord, NodeRecord, VolumeRecord, read_format, read_node, read_volume
+from flakefs.format.windows import valid_chunk_size
+from flakefs.tools.problems import Report
+from flakefs.tools.reader import Reader
+
+R = TypeVar("R")
+
+INDEXES: tuple[tuple[tuple[tuple[str, int], ...], Mapping[str, Any]], ...] = (
+    ((("p", 1), ("n", 1)), {"unique": True}),
+    ((("p", 1), ("_id", 1)), {}),
+    ((("i", 1),), {"partialFilterExpression": {"i": {"$exists": True}}}),
+)
+"""Of the collection `inodes`: (keys, options)."""
+COUNTED = (("ino", d.INODES), ("volume", d.VOLUMES), ("node", d.NODES), ("session", d.SESSIONS))
+
+
+class System:
+    """What the set-up documents say, as far as it can be believed."""
+
+    def __init__(self, reader: Reader, report: Report) -> None:
+        self._reader = reader
+        self._report = report
+        self.nodes: dict[int, NodeRecord] = {}
+        self.volumes: dict[int, VolumeRecord] = {}
+
+    def check_format(self) -> FormatRecord:
+        """The format; raises NotFormatted, FormatUnsupported, or Damaged when nothing can be checked without it."""
+        where = self._reader.database
+        document = self._reader.one(d.FORMAT, "format")
+        if document is None:
+            raise NotFormatted(f"there is no file system in database {where}; flakefs format makes one")
+        record = read_format(document, where)
+        wrong = []
+        if not isinstance(record.chunk_size, int) or not valid_chunk_size(record.chunk_size):
+            wrong.append(f"chunk size {record.chunk_size!r}")
+        if record.codec not in CODECS:
+            wrong.append(f"codec {record.codec!r}")
+        if record.hash != HASH_NAME:
+            wrong.append(f"hash {record.hash!r}")
+        if len(str(record.replication)) != 3 or not str(record.replication).isdigit():
+            wrong.append(f"replication {record.replication!r}")
+        if not isinstance(record.uuid, str) or len(record.uuid.replace("-", "")) != 32:
+            wrong.append(f"uuid {record.uuid!r}")
+        if wrong:
+            self._report.add("format-wrong", "format", "impossible values: " + ", ".join(wrong))
+        return record
+
+    def check_places(self) -> None:
+        """Nodes and volumes."""
+        self.nodes = {record.id: record for record in self._decoded(d.NODES, read_node)}
+        for volume in self._decoded(d.VOLUMES, read_volume):
+            self.volumes[volume.id] = volume
+            where = f"volume {volume.id}"
+            if (
+                volume.state not in ("writable", "sealed")
+                or not volume.nodes
+                or len(set(volume.nodes)) != len(volume.nodes)
+            ):
+                said = f"state {volume.state!r}, nodes {list(volume.nodes)}"
+                self._report.add("volume-wrong", where, said)
+            elif min(volume.chunks, volume.bytes, volume.garbage) < 0:
+                said = f"{volume.chunks} chunks, {volume.bytes} bytes, {volume.garbage} garbage"
+                self._report.add("volume-wrong", where, said)
+            for node in volume.nodes:
+                if node not in self.nodes:
+                    self._report.add("volume-node-unknown", where, f"lies on node {node}, which has no document")
+        self._report.counts["nodes"] = len(self.nodes)
+        self._report.counts["volumes"] = len(self.volumes)
+
+    def _decoded(self, collection: str, read: Callable[[Document], R]) -> list[R]:
+        found = []
+        for document in self._reader.all(collection):
+            try:
+                if not isinstance(document["_id"], int):
+                    raise Damaged("its id is no number")
+                found.append(read(document))
+            except Damaged as error:
+                self._report.add("unreadable-document", f"{collection} {document['_id']!r}", str(error))
+        return found
+
+    def check_counters(self) -> None:
+        counters = {document["_id"]: document.get("next") for document in self._reader.all(d.COUNTERS)}
+        for name, collection in COUNTED:
+            ids = {"_id": {"$type": "number"}}
+            # Further hard links have negative ids out of the counter of inodes.
+            number = {"$abs": "$_id"}
+            found = self._reader.aggregate(
+                collection, [{"$match": ids}, {"$group": {"_id": None, "max": {"$max": number}}}]
+            )
+            highest = int(found[0]["max"]) if found else 0
+            following = counters.get(name, 1)
+            if not isinstance(following, int) or following <= highest:
+                said = f"would give {following} next, {highest} is taken"
+                self._report.add("counter-low", f"counter {name}", said, name=name, next=highest + 1)
+
+    def check_indexes(self) -> None:
+        """Indexes of `inodes`; without the unique one, names that are there twice."""
+        collection = self._reader.collection(d.INODES)
+        present = [
+            (tuple((str(key), int(way)) for key, way in index["key"]), bool(index.get("unique")))
+            for index in self._reader.door.run_sync(collection.index_information).values()
+        ]
+        for keys, options in INDEXES:
+            if (keys, bool(options.get("unique"))) not in present:
+                names = ", ".join(key for key, _ in keys)
+                said = f"no {'unique ' if options.get('unique') else ''}index on ({names})"
+                self._report.add("database-index-missing", d.INODES, said, keys=keys, options=options)
+                if options.get("unique"):
+                    self._find_doubles()
+
+    def _find_doubles(self) -> None:
+        doubles = self._reader.aggregate(
+            d.INODES,
+            [
+                {"$group": {"_id": {"p": "$p", "n": "$n"}, "ids": {"$push": "$_id"}, "count": {"$sum": 1}}},
+                {"$match": {"count": {"$gt": 1}}},
+            ],
+        )
+        for double in doubles:
+            place = double["_id"]
+            said = f"documents {double['ids'][:10]} all have the name {place.get('n')!r}"
+            self._report.add("name-twice", f"folder {place.get('p')}", said, ids=sorted(double["ids"], key=abs))
