@@ -1,0 +1,3 @@
+"""All tests: fixtures and the log check come from the test kit."""
+
+pytest_plugins = ["flakefs.testing.plugin"]

@@ -1,0 +1,198 @@
+"""A server goes away, for a moment or for longer than error_timeout (P3, P5, P6)."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flakefs.errors import MountError
+from flakefs.testing.mounted import Mount
+from flakefs.testing.servers import Servers
+
+MIB = 1024 * 1024
+TROUBLE = (
+    r"does not answer|cannot answer at the moment|has answered nobody|cannot be stored|no node answers|has not taken"
+)
+Within = Callable[..., Any]
+
+
+def failing(code: int) -> pytest.RaisesExc[OSError]:
+    return pytest.raises(OSError, check=lambda error: error.errno == code)
+
+
+def write(path: Path, data: bytes) -> None:
+    """And fsync."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class Copier(threading.Thread):
+    """Writes *count* MiB to *path*, or reads them; stops half-way until it is told to go on."""
+
+    def __init__(self, path: Path, count: int, *, reading: bool) -> None:
+        super().__init__(daemon=True)
+        self.path = path
+        self.count = count
+        self.reading = reading
+        self.half = threading.Event()
+        self.go_on = threading.Event()
+        self.digest = hashlib.sha256()
+        self.error: OSError | None = None
+
+    def run(self) -> None:
+        try:
+            with self.path.open("rb" if self.reading else "wb", buffering=0) as file:
+                for number in range(self.count):
+                    if number == self.count // 2:
+                        self.half.set()
+                        self.go_on.wait(60)
+                    piece = file.read(MIB) if self.reading else os.urandom(MIB)
+                    if not self.reading:
+                        file.write(piece)
+                    self.digest.update(piece)
+                if not self.reading:
+                    os.fsync(file.fileno())
+        except OSError as error:
+            self.error = error
+
+    def finish(self, seconds: float = 90.0) -> str:
+        self.join(seconds)
+        assert not self.is_alive(), "the copy hangs"
+        assert self.error is None, f"the copy met {self.error!r}"
+        return self.digest.hexdigest()
+
+
+@pytest.mark.parametrize("reading", [False, True], ids=["writing", "reading"])
+@pytest.mark.parametrize("which", ["node", "metadata"])
+def test_p5_a_server_is_killed_and_started_again(patient: Mount, servers: Servers, which: str, reading: bool) -> None:
+    """Programs wait, and go on without an error."""
+    patient.expect_log(TROUBLE)
+    server = servers.node(1) if which == "node" else servers.metadata
+    path = patient.path / "file"
+    first = Copier(path, 24, reading=False)
+    first.go_on.set()
+    first.start()
+    written = first.finish()
+    if reading:
+        patient.remount()
+    copier = Copier(path if reading else patient.path / "other", 24, reading=reading)
+    copier.start()
+    assert copier.half.wait(60)
+    server.kill()
+    copier.go_on.set()
+    server.start()
+    assert (copier.finish() == written) is reading
+    patient.remount()
+    assert hashlib.sha256(copier.path.read_bytes()).hexdigest() == copier.digest.hexdigest()
+
+
+def test_p3_a_node_that_stays_away(impatient: Mount, servers: Servers, within: Within, until: Within) -> None:
+    impatient.expect_log(TROUBLE)
+    path = impatient.path
+    write(path / "cold", os.urandom(MIB))
+    impatient.remount()
+    (path / "made before").touch()
+    servers.node(1).kill()
+    content = os.urandom(2 * MIB)
+    with failing(errno.EIO):
+        within(write, path / "file", content)
+    with failing(errno.EROFS):
+        within((path / "more").touch)
+    with failing(errno.EROFS):
+        within((path / "made before").unlink)
+    with failing(errno.EIO):
+        within((path / "cold").read_bytes)
+    assert within((path / "file").read_bytes) == content  # what could not be stored is kept
+    assert sorted(os.listdir(path)) == ["cold", "file", "made before"]
+    servers.node(1).start()
+    until((path / "after").touch)
+    sync(path)
+    assert len((path / "cold").read_bytes()) == MIB
+    impatient.remount()
+    assert (path / "file").read_bytes() == content
+    assert sorted(os.listdir(path)) == ["after", "cold", "file", "made before"]
+
+
+def test_p3_a_metadata_server_that_stays_away(
+    impatient: Mount, servers: Servers, within: Within, until: Within
+) -> None:
+    impatient.expect_log(TROUBLE)
+    path = impatient.path
+    (path / "folder").mkdir()
+    (path / "folder" / "cold").write_text("x")
+    (path / "warm").write_text("warm")
+    impatient.remount()
+    assert (path / "warm").read_text() == "warm"
+    (path / "first").touch()  # so that a new file needs no question to the server
+    servers.metadata.kill()
+    with failing(errno.EIO):
+        within(write, path / "file", b"kept")
+    with failing(errno.EROFS):
+        within((path / "more").touch)
+    with failing(errno.EIO):
+        within((path / "folder" / "cold").read_bytes)
+    assert within((path / "warm").read_text) == "warm"
+    servers.metadata.start()
+    until((path / "after").touch)
+    sync(path)
+    impatient.remount()
+    assert (path / "file").read_bytes() == b"kept"
+    assert (path / "folder" / "cold").read_text() == "x"
+    assert sorted(os.listdir(path)) == ["after", "file", "first", "folder", "warm"]
+
+
+@pytest.mark.parametrize("which", ["node", "metadata"])
+def test_p6_a_server_that_hangs(impatient: Mount, servers: Servers, within: Within, until: Within, which: str) -> None:
+    """It keeps its connections and answers nothing: worse than being gone."""
+    impatient.expect_log(TROUBLE)
+    path = impatient.path
+    write(path / "cold", os.urandom(MIB))
+    impatient.remount()
+    (path / "first").touch()  # so that a new file needs no question to the server
+    server = servers.node(1) if which == "node" else servers.metadata
+    server.pause()
+    try:
+        if which == "node":
+            with failing(errno.EIO):
+                within((path / "cold").read_bytes)
+        with failing(errno.EIO):
+            within(write, path / "file", os.urandom(MIB))
+    finally:
+        server.resume()
+    until((path / "after").touch)
+    sync(path)
+    assert len((path / "file").read_bytes()) == MIB
+    assert len((path / "cold").read_bytes()) == MIB
+
+
+def test_p3_unmounting_while_a_node_is_gone(impatient: Mount, servers: Servers, within: Within, until: Within) -> None:
+    """It says that not everything is stored, and stays mounted; it does not hang, and nothing is lost."""
+    impatient.expect_log(TROUBLE)
+    content = os.urandom(MIB)
+    servers.node(1).kill()
+    (impatient.path / "file").write_bytes(content)
+    with pytest.raises(MountError, match="stays mounted, because not everything could be stored"):
+        within(impatient.unmount)
+    assert impatient.is_mounted
+    assert (impatient.path / "file").read_bytes() == content
+    servers.node(1).start()
+    until((impatient.path / "after").touch)
+    within(impatient.remount)
+    assert (impatient.path / "file").read_bytes() == content

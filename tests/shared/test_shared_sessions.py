@@ -1,0 +1,114 @@
+"""Coming, going and being declared dead."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import trio
+
+from flakefs.errors import FlakeError
+from flakefs.testing.stack import Fresh
+from flakefs.values import ROOT_INO
+from flakefs.vfs.paths import resolve
+from tests.shared.conftest import ROOT, get, put, shared, two, until
+
+
+async def test_alone_again_after_the_other_left(fresh: Fresh) -> None:
+    async with fresh.open() as one:
+        assert not one.fs.ns.shared
+        for number in range(3):
+            async with fresh.open() as other:
+                await shared(one)
+                await put(other.fs, b"f%d" % number, b"%d" % number)
+            await until(lambda: not one.fs.ns.shared)
+            assert await get(one.fs, b"/f%d" % number) == b"%d" % number
+            handle, _ = await one.fs.create(ROOT_INO, b"g%d" % number, 0o644, os.O_RDWR, ROOT)
+            await one.fs.write(handle, 0, b"alone")
+            await one.fs.release(handle)
+            assert one.fs.ns.statistics().dirty > 0, "alone, nothing waits for the commit"
+    async with fresh.open() as stack:
+        for number in range(3):
+            assert await get(stack.fs, b"/g%d" % number) == b"alone"
+
+
+async def test_what_was_answered_alone_is_there_for_the_newcomer(fresh: Fresh) -> None:
+    """SM1."""
+    async with fresh.open() as one:
+        await one.fs.mkdir(ROOT_INO, b"d", 0o755, ROOT)
+        handle, _ = await one.fs.create(ROOT_INO, b"f", 0o644, os.O_RDWR, ROOT)
+        await one.fs.write(handle, 0, b"x" * 100_000)
+        async with fresh.open() as other:
+            assert await get(other.fs, b"/f") == b"x" * 100_000
+            assert (await resolve(other.fs, b"/")).nlink == 3
+            await other.fs.mkdir(ROOT_INO, b"e", 0o755, ROOT)
+        await one.fs.release(handle)
+
+
+async def test_switches_under_load_lose_nothing(fresh: Fresh) -> None:
+    count = 0
+    done = False
+
+    async with fresh.open() as one:
+
+        async def load(tag: int) -> None:
+            nonlocal count
+            number = 0
+            while not done:
+                ino = await put(one.fs, b"%d-%d" % (tag, number), b"%d" % number)
+                handle = await one.fs.open(ino, os.O_WRONLY | os.O_APPEND)
+                await one.fs.write(handle, 0, b"+")
+                await one.fs.flush(handle)
+                await one.fs.release(handle)
+                number += 1
+                count += 1
+                await trio.sleep(0.001)
+            numbers.append(number)
+
+        numbers: list[int] = []
+        async with trio.open_nursery() as nursery:
+            for tag in range(3):
+                nursery.start_soon(load, tag)
+            for number in range(3):
+                before = count
+                async with fresh.open() as other:
+                    await put(other.fs, b"other%d" % number, b"x")
+                    await until(lambda before=before: count > before + 10)  # type: ignore[misc]
+                before = count
+                await until(lambda before=before: count > before + 10 and not one.fs.ns.shared)  # type: ignore[misc]
+            done = True
+    async with fresh.open() as stack:
+        assert (await resolve(stack.fs, b"/other2")).size == 1
+        total = 0
+        for tag in range(3):
+            number = 0
+            while await stack.fs.lookup(ROOT_INO, b"%d-%d" % (tag, number)) is not None:
+                assert await get(stack.fs, b"/%d-%d" % (tag, number)) == b"%d+" % number
+                number += 1
+            total += number
+        assert total == count
+
+
+async def outlived(fresh: Fresh) -> None:
+    """One of two sessions is declared dead; it ends with an error, having written nothing more."""
+    async with two(fresh) as (one, other):
+        sessions = one.door.client[one.database]["sessions"]
+        handle, _ = await other.fs.create(ROOT_INO, b"f", 0o644, os.O_RDWR, ROOT)
+        await other.fs.write(handle, 0, b"late")
+        sessions.update_one({"_id": other.session.epoch}, {"$set": {"state": "dead"}})
+        with pytest.raises(FlakeError):
+            await other.fs.fsync(handle)
+        with pytest.raises(FlakeError):
+            await other.fs.mkdir(ROOT_INO, b"d", 0o755, ROOT)
+        await until(lambda: not one.fs.ns.shared)
+        await one.fs.mkdir(ROOT_INO, b"e", 0o755, ROOT)
+
+
+@pytest.mark.logs
+async def test_a_session_that_was_declared_dead_writes_nothing(fresh: Fresh) -> None:
+    with pytest.raises(FlakeError, match="declared this one dead"):
+        await outlived(fresh)
+    async with fresh.open() as stack:
+        assert await stack.fs.lookup(ROOT_INO, b"d") is None
+        assert await stack.fs.lookup(ROOT_INO, b"e") is not None
+        assert await get(stack.fs, b"/f") == b""
