@@ -25,7 +25,7 @@ import time
 from flakefs.app.stack import metadata_door
 from flakefs.config import load
 from flakefs.testing.mounted import Mount, Settings
-from flakefs.testing.workload import Workload, seen_at, seen_in
+from flakefs.testing.workload import Workload, seen_at, seen_in, short
 from flakefs.tools import fsck
 from flakefs.tools.gc import collect
 from flakefs.tools.problems import DAMAGE, LEFTOVER
@@ -115,7 +115,11 @@ class Killer:
         assert self.load.error is None, f"{self.load.ops[-1]} met {self.load.error!r}"
         found, wanted = seen_at(self.mount.path), seen_in(self.load.tree)
         wrong = [path for path in found.keys() | wanted.keys() if found.get(path) != wanted.get(path)]
-        assert not wrong, f"wrong on the mount: {wrong}"
+        assert not wrong, "wrong on the mount:\n" + "\n".join(
+            f"{path!r} is {short(found.get(path))}, not {short(wanted.get(path))}; last touched by "
+            + "; ".join(f"{n}: {op}" for n, op in enumerate(self.load.ops) if repr(path)[2:-1] in str(op))[-1500:]
+            for path in sorted(wrong)
+        )
 
     def check(self) -> None:
         """The first half of T12."""

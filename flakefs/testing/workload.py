@@ -155,9 +155,7 @@ class Workload:
             if number in (self.durable, len(self.ops)):
                 wanted = seen_in(tree)
                 wrong = sorted(p for p in found.keys() | wanted.keys() if found.get(p) != wanted.get(p))
-                lines += [
-                    f"after {number}: {p!r} is {_short(found.get(p))}, not {_short(wanted.get(p))}" for p in wrong
-                ]
+                lines += [f"after {number}: {p!r} is {short(found.get(p))}, not {short(wanted.get(p))}" for p in wrong]
         lines += [f"{number}: {op}" for number, op in enumerate(self.ops, 1) if number > self.durable - 40]
         return "\n".join(lines)
 
@@ -183,7 +181,8 @@ class Workload:
                 self.changed.notify_all()
 
 
-def _short(seen: tuple[Any, ...] | None) -> str:
+def short(seen: tuple[Any, ...] | None) -> str:
+    """What was seen at a path, in a few words."""
     if seen is None:
         return "not there"
     mode, data, target, attributes, names = seen
