@@ -4,11 +4,14 @@ Purpose
     `run_mount` is the whole life of that process, in the foreground or started by app.launch in the background.
 
 Invariants
-    D1  Whoever waits at `ready_fd` gets exactly one line of JSON: that the folder is usable, or why it never will be.
+    D1  Whoever waits at `ready_fd` gets lines of JSON: what is being waited for, if anything is, and then exactly one
+        that says that the folder is usable, or why it never will be.
     D2  SIGTERM, SIGINT and SIGHUP store everything, unmount, and end with status 0; so does an unmount from outside.
         The status is 1, and the registry says why, when something could not be stored.
     D3  A signal before the folder is usable ends the process without mounting.
     D4  SIGUSR1 logs what all tasks and threads are doing.
+    D5  The service manager is told the same, when there is one: READY once the folder is usable, STOPPING as soon as
+        the end has begun (app.notify).
 
 Concurrency
     trio.run; the signals arrive in a task of their own.
@@ -34,7 +37,9 @@ import trio
 
 from flakefs.app import mounts, stacks
 from flakefs.app.mountpoint import prepare
+from flakefs.app.notify import Notifier
 from flakefs.app.stack import open_filesystem
+from flakefs.app.waiting import metadata_answers
 from flakefs.config import Config
 from flakefs.errors import ConfigError, FlakeError, MountError, UsageError
 from flakefs.fuse import serve
@@ -48,6 +53,8 @@ LOG_FILES = 4
 COLLECT_AFTER = (50_000, 20, 100)
 """Python's collector looks for rings of dead objects after so many new ones (and for older rings ever more rarely). Its
 default of 700 costs a third of the time of reading many documents, which make no rings."""
+OPENING_SECONDS = 60.0
+"""What a start may take, as far as the service manager is concerned, after the metadata server has answered."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -78,12 +85,13 @@ class _Life:
     def __init__(self, config: Config, read_only: bool, ready_fd: int | None) -> None:
         # Constant after construction
         self._read_only = read_only
-        self._ready_fd = ready_fd
+        self._notifier = Notifier()
         data = config.embedded.data
         if data:  # the working folder of a daemon is /
             config = replace(config, embedded=replace(config.embedded, data=os.path.abspath(data)))
         self._config = config
         # Mutable
+        self._ready_fd = ready_fd
         self.ready = False
         self._stopped = False  # a signal has arrived
         self._all = trio.CancelScope()  # cancelled by a signal before the folder is usable
@@ -109,6 +117,7 @@ class _Life:
             trace = None if isinstance(failure, FlakeError) else failure
             log.error("%s has ended, and not everything could be stored: %s", path, failure, exc_info=trace)
             mounts.finish(self._record, str(failure) or repr(failure))
+            self._notifier.status(f"not everything could be stored: {failure}")
             return 1
         if not self.ready:
             raise MountError(f"stopped by a signal before {path} was mounted")
@@ -117,11 +126,18 @@ class _Life:
         return 0
 
     def report(self, facts: dict[str, object]) -> None:
-        """The one line for whoever waits (D1)."""
+        """The last line for whoever waits (D1)."""
         if self._ready_fd is not None:
             with os.fdopen(self._ready_fd, "w") as pipe:
                 self._ready_fd = None
                 pipe.write(json.dumps(facts) + "\n")
+
+    def _say_waiting(self, sentence: str) -> None:
+        """Nothing is wrong yet: tell everybody what takes so long."""
+        log.warning("%s", sentence)
+        self._notifier.status(sentence, extend_seconds=self._config.mount.wait_seconds + OPENING_SECONDS)
+        if self._ready_fd is not None:
+            os.write(self._ready_fd, json.dumps({"waiting": sentence}).encode() + b"\n")
 
     async def _live(self, path: str) -> Exception | None:
         """Open, serve, store. Returns what went wrong instead of raising it, so that no nursery wraps it."""
@@ -130,12 +146,15 @@ class _Life:
             await nursery.start(self._watch_signals)
             try:
                 with self._all:
+                    if took := await metadata_answers(self._config, self._say_waiting):
+                        log.debug("the metadata server has answered after %.1f s", took)
                     async with open_filesystem(
                         self._config, kind="mount", writable=not self._read_only, where=path
                     ) as fs:
                         with self._serving:
                             await serve(fs, path, self._config.fuse, ready=self._announce)
                         log.info("%s is unmounted; storing what is left", path)
+                        self._notifier.stopping("storing what is left")
             except Exception as error:
                 failure = error
             nursery.cancel_scope.cancel()
@@ -150,6 +169,7 @@ class _Life:
         mounts.register(self._record)
         self.ready = True
         log.info("%s is mounted by process %d", self._record.mountpoint, self._record.pid)
+        self._notifier.ready(f"{self._record.mountpoint} is mounted")
         self.report({"ready": True, "pid": self._record.pid})
 
     async def _watch_signals(self, *, task_status: trio.TaskStatus[None]) -> None:
@@ -162,6 +182,7 @@ class _Life:
                     continue
                 self._stopped = True
                 log.info("%s: storing everything and unmounting", name)
+                self._notifier.stopping(f"{name}: storing everything and unmounting")
                 (self._serving if self.ready else self._all).cancel()
 
 

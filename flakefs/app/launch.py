@@ -18,7 +18,7 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -30,11 +30,15 @@ STOP_SECONDS = 30.0
 LAST_LINES = 5
 
 
-def launch(arguments: Sequence[str], log: Path) -> int:
+def launch(
+    arguments: Sequence[str], log: Path, *, wait_seconds: float = 0.0, say: Callable[[str], None] = lambda _: None
+) -> int:
     """Run `flakefs` with *arguments* and `--ready-fd N` in the background; its process id when the folder is usable.
 
-    Raises ConfigError or MountError with the sentence of the child.
+    *wait_seconds*: how long the child may wait for the metadata server before it begins; *say* is called with the
+    sentence when it does. Raises ConfigError or MountError with the sentence of the child.
     """
+    seconds = START_SECONDS + wait_seconds
     reading, writing = os.pipe()
     try:
         with _opened(log) as output:
@@ -46,7 +50,7 @@ def launch(arguments: Sequence[str], log: Path) -> int:
         os.close(writing)
         writing = -1
         try:
-            line = _first_line(reading, START_SECONDS)
+            line = _last_line(reading, seconds, say)
         except BaseException:
             _end(child)
             raise
@@ -56,7 +60,7 @@ def launch(arguments: Sequence[str], log: Path) -> int:
             os.close(writing)
     if line is None:
         _end(child)
-        raise MountError(f"the mount was not ready after {START_SECONDS:.0f} s and was stopped; see {log}")
+        raise MountError(f"the mount was not ready after {seconds:.0f} s and was stopped; see {log}")
     if not line:
         raise MountError(_sudden_end(child, log, start))
     facts = json.loads(line)
@@ -77,11 +81,17 @@ def _opened(log: Path) -> IO[bytes]:
         ) from error
 
 
-def _first_line(descriptor: int, seconds: float) -> bytes | None:
-    """What the child says: a line; b"" when it ended without a word; None when the time is over."""
+def _last_line(descriptor: int, seconds: float, say: Callable[[str], None]) -> bytes | None:
+    """The line that decides it; b"" when the child ended without a word; None when the time is over."""
     deadline = time.monotonic() + seconds
     text = b""
-    while not text.endswith(b"\n"):
+    while True:
+        while b"\n" in text:
+            line, _, text = text.partition(b"\n")
+            waiting = json.loads(line).get("waiting")
+            if waiting is None:
+                return line
+            say(waiting)
         ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
         if not ready:
             return None
@@ -89,7 +99,6 @@ def _first_line(descriptor: int, seconds: float) -> bytes | None:
         if not part:
             return b""
         text += part
-    return text
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:

@@ -21,8 +21,11 @@ from flakefs.fuse.options import KERNEL_FLAGS
 
 T = TypeVar("T")
 
+NETDEV_SECONDS = 60.0
+"""With `_netdev` a mount waits so long for its metadata server, unless `wait=` or the configuration says otherwise."""
+
 GENERIC = frozenset(
-    {"auto", "noauto", "user", "nouser", "users", "nousers", "owner", "group", "_netdev", "nofail", "defaults", "rw"}
+    {"auto", "noauto", "user", "nouser", "users", "nousers", "owner", "group", "nofail", "defaults", "rw"}
     | {"exec", "suid", "nosuid", "dev", "nodev", "async", "atime", "noatime", "diratime"}
     | {"nodiratime", "relatime", "norelatime", "strictatime", "nostrictatime", "lazytime", "nolazytime", "iversion"}
     | {"noiversion", "silent", "loud", "mand", "nomand", "default_permissions", "nonempty"}
@@ -32,7 +35,6 @@ GENERIC_KEYS = (
     "x-",
     "X-",
     "comment",
-    "fsname",
     "subtype",
     "context",
     "fscontext",
@@ -48,12 +50,17 @@ class MountWords:
 
     config_path: str | None = None
     read_only: bool = False
+    wait_seconds: float | None = None
+    netdev: bool = False
     changes: list[Callable[[Config], Config]] = field(default_factory=list)
 
     def applied(self, config: Config) -> Config:
         for change in self.changes:
             config = change(config)
-        return config
+        wait = self.wait_seconds
+        if wait is None:
+            wait = config.mount.wait_seconds or (NETDEV_SECONDS if self.netdev else 0.0)
+        return replace(config, mount=replace(config.mount, wait_seconds=wait))
 
 
 def parse(lists: Iterable[str]) -> MountWords:
@@ -94,6 +101,14 @@ def _allow_other(words: MountWords) -> None:
     words.changes.append(lambda config: replace(config, fuse=replace(config.fuse, allow_other=True)))
 
 
+def _netdev(words: MountWords) -> None:
+    words.netdev = True
+
+
+def _wait(words: MountWords, value: str) -> None:
+    words.wait_seconds = 0.0 if value == "0" else _seconds("wait", value)
+
+
 def _kernel(flag: str) -> Callable[[MountWords], None]:
     """A word that the kernel acts on when it is told to at mounting."""
 
@@ -113,6 +128,10 @@ def _remount(words: MountWords) -> None:
 
 def _database(words: MountWords, value: str) -> None:
     words.changes.append(lambda config: replace(config, database=value))
+
+
+def _fsname(words: MountWords, value: str) -> None:
+    words.changes.append(lambda config: replace(config, fuse=replace(config.fuse, fsname=value)))
 
 
 def _log(words: MountWords, value: str) -> None:
@@ -170,6 +189,7 @@ def _seconds(key: str, value: str) -> float:
 _FLAGS: dict[str, Callable[[MountWords], None]] = {
     "ro": _set_read_only,
     "allow_other": _allow_other,
+    "_netdev": _netdev,
     "dirsync": _dirsync,
     "remount": _remount,
     **{flag: _kernel(flag) for flag in KERNEL_FLAGS},
@@ -177,10 +197,12 @@ _FLAGS: dict[str, Callable[[MountWords], None]] = {
 _VALUES: dict[str, Callable[[MountWords, str], None]] = {
     "config": _set_config,
     "database": _database,
+    "fsname": _fsname,
     "log": _log,
     "balance": _balance,
     "close": _close,
     "atime": _atime,
     "commit_interval": _commit_interval,
     "error_timeout": _error_timeout,
+    "wait": _wait,
 }

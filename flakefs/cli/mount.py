@@ -44,7 +44,8 @@ def mount_command(
     `flakefs umount`, with `fusermount3 -u`, or when its process gets SIGTERM: in each case everything is stored first.
 
     Options for -o: ro, allow_other, config=FILE, database=NAME, log=FILE, balance=NAME, close=stored|fast,
-    atime=relatime|noatime, commit_interval=SECONDS, error_timeout=SECONDS.
+    atime=relatime|noatime, commit_interval=SECONDS, error_timeout=SECONDS,
+    wait=SECONDS (for a metadata server that does not answer yet; with _netdev a minute), fsname=NAME.
     """
     if not foreground and ready_fd is None:
         mount_in_background(state, mountpoint, words, read_only=read_only)
@@ -68,7 +69,12 @@ def mount_in_background(state: State, mountpoint: str | None, words: Sequence[st
     arguments += ["mount", *(part for word in words for part in ("-o", word)), "-o", f"log={log}"]
     if read_only:
         arguments.append("--read-only")
-    launch([*arguments, real_path(folder)], log)
+    launch(
+        [*arguments, real_path(folder)],
+        log,
+        wait_seconds=config.mount.wait_seconds,
+        say=lambda sentence: click.echo(sentence, err=True),
+    )
 
 
 def _settled(state: State, mountpoint: str | None, words: Sequence[str], read_only: bool) -> tuple[Config, str, bool]:

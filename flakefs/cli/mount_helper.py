@@ -8,6 +8,7 @@ Purpose
 Invariants
     H1  Exit status as mount(8) wants it: 0 mounted, 1 wrong call, 32 mounting failed.
     H2  Options that are for mount(8) itself (_netdev, nofail, x-...) are accepted (app.mount_options).
+    H3  The first field is what the kernel lists as the source: by that `mount -a` knows what is mounted already.
 """
 
 from __future__ import annotations
@@ -76,6 +77,8 @@ def _mount(source: str, folder: str, words: list[str]) -> None:
     from flakefs.cli.mount import mount_in_background
     from flakefs.cli.state import State
 
+    if "," not in source and source.isprintable():  # H3; a comma would end the word
+        words = [f"fsname={source}", *words]
     mount_in_background(State(config_path=source if source.startswith("/") else None), folder, words, read_only=False)
 
 

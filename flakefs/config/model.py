@@ -25,6 +25,12 @@ class MountOptions:
     """Where `flakefs mount` without a folder mounts."""
     log: str = ""
     """Log file of a mount; "" for one in the user's or system's state folder."""
+    wait_seconds: float = 0.0
+    """How long a mount waits for a metadata server that does not answer yet; 0: not at all (`_netdev`: a minute)."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.wait_seconds < 86400:
+            raise ConfigError("wait_seconds must be between 0 and 86400")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

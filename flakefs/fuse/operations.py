@@ -91,6 +91,10 @@ class Operations(Handlers):
         self._folders: dict[int, OpenFolder] = {}
         self._appending: dict[int, int] = {}  # handles that the kernel caches pages for: inode
 
+    def ino_of(self, fh: int) -> int:
+        """For the log (fuse.boundary)."""
+        return self._fs.handles.ino_of(fh)
+
     # names
 
     @answered

@@ -30,6 +30,8 @@ class FuseOptions:
     """Read-aheads and asynchronous requests in flight (set by sysfs, when allowed); 0 leaves the kernel's 12."""
     tasks: int = 64
     """Requests served at the same time; each holds a buffer of about 1 MiB once it was used for a large write."""
+    fsname: str = "flakefs"
+    """What mount(8), df and /proc/mounts show as the source of the mount."""
     noexec: bool = False
     """May no file of it be run as a program?"""
     sync: bool = False
@@ -39,5 +41,7 @@ class FuseOptions:
         for name in ("cache_seconds", "read_only_cache_seconds", "read_ahead_bytes", "max_background"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"fuse: {name} must not be negative")
+        if not self.fsname or not self.fsname.isprintable():
+            raise ConfigError(f"fuse: fsname {self.fsname!r} must have printable characters only, and at least one")
         if not 4 <= self.tasks <= 512:
             raise ConfigError("fuse: tasks must be between 4 and 512")

@@ -126,7 +126,8 @@ async def _serve(fs: FileSystem, serving: _Serving, ready: Callable[[], None]) -
 
 
 def _mount(operations: Operations, mountpoint: str, options: FuseOptions, *, read_only: bool) -> None:
-    words = {"default_permissions", f"fsname={kernel.SUBTYPE}", f"subtype={kernel.SUBTYPE}"}
+    fsname = re.sub(r"([\\,])", r"\\\1", options.fsname)
+    words = {"default_permissions", f"fsname={fsname}", f"subtype={kernel.SUBTYPE}"}
     words.update(flag for flag in KERNEL_FLAGS if getattr(options, flag))
     if options.allow_other:
         words.add("allow_other")

@@ -73,5 +73,10 @@ class Handles:
             raise BadHandle(f"no open file has the handle {handle_id}")
         return handle
 
+    def ino_of(self, handle_id: int) -> int:
+        """The inode that a handle is of, for messages; 0 when the handle is not open."""
+        handle = self._by_id.get(handle_id)
+        return handle.inode.ino if handle is not None else 0
+
     def ids(self) -> list[int]:
         return list(self._by_id)

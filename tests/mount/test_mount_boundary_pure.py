@@ -6,8 +6,10 @@ import errno
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +21,10 @@ from pyfuse3 import FUSEError
 
 from flakefs.app import mount_options, mounts, stacks
 from flakefs.app.launch import launch
+from flakefs.app.notify import Notifier
 from flakefs.cli import mount_helper
+from flakefs.config import Config
+from flakefs.config.model import MountOptions
 from flakefs.errors import ConfigError, MountError, NotFound, Unavailable, UsageError
 from flakefs.fuse import kernel
 from flakefs.fuse.boundary import answered, silent
@@ -36,6 +41,19 @@ class Handlers:
         if self.error is not None:
             raise self.error
         return name
+
+    @answered
+    async def unlink(self, parent_inode: int, name: bytes) -> None:
+        assert self.error is not None
+        raise self.error
+
+    @answered
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        assert self.error is not None
+        raise self.error
+
+    def ino_of(self, fh: int) -> int:
+        return 40 + fh
 
     @silent
     async def forget(self, pairs: list[tuple[int, int]]) -> None:
@@ -60,14 +78,24 @@ async def test_b1_errors_of_ours_become_their_errno() -> None:
 @pytest.mark.logs
 async def test_store_trouble_is_logged_and_is_eio(caplog: pytest.LogCaptureFixture) -> None:
     assert await errno_of(Unavailable("node 3 does not answer")) == errno.EIO
-    assert "lookup of 7: node 3 does not answer" in caplog.text
+    assert "lookup of inode 7: node 3 does not answer" in caplog.text
 
 
 @pytest.mark.logs
 async def test_b2_a_bug_is_eio_and_logged_with_operation_and_inode(caplog: pytest.LogCaptureFixture) -> None:
     assert await errno_of(ZeroDivisionError("a bug")) == errno.EIO
-    assert "lookup of 7: bug in FlakeFS" in caplog.text
+    assert "lookup of inode 7: bug in FlakeFS" in caplog.text
     assert "ZeroDivisionError" in caplog.text, "the traceback is missing"
+
+
+@pytest.mark.logs
+async def test_b2_lines_name_operation_name_inode_handle_and_cause(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(FUSEError):
+        await Handlers(Unavailable("node 3 does not answer")).unlink(7, b"a name\n")
+    assert "unlink of b'a name\\n' in inode 7: node 3 does not answer" in caplog.text
+    with pytest.raises(FUSEError):
+        await Handlers(Unavailable("node 3 does not answer")).write(2, 0, b"content")
+    assert "write of inode 42 (handle 2): node 3 does not answer" in caplog.text
 
 
 @pytest.mark.logs
@@ -112,6 +140,32 @@ def test_generic_words_are_accepted_and_ours_understood() -> None:
     assert not words.changes
 
 
+def test_o1_what_fstab_may_say_is_accepted() -> None:
+    mount_options.parse(
+        [
+            "defaults,auto,noauto,user,nouser,users,nousers,owner,group,nofail,_netdev,exec,suid,nosuid,dev,nodev,async",
+            "relatime,strictatime,lazytime,comment=mine,uhelper=x,x-systemd.requires=network-online.target",
+            "x-systemd.automount,x-systemd.mount-timeout=2min,x-systemd.device-timeout=0,x-gvfs-hide,X-mount.mkdir=0755",
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "set_to", "waits"),
+    [
+        ("rw", 0.0, 0.0),
+        ("rw", 5.0, 5.0),
+        ("_netdev", 0.0, mount_options.NETDEV_SECONDS),
+        ("_netdev", 5.0, 5.0),
+        ("_netdev,wait=0", 5.0, 0.0),
+        ("wait=7,_netdev", 5.0, 7.0),
+    ],
+)
+def test_how_long_the_metadata_server_is_waited_for(words: str, set_to: float, waits: float) -> None:
+    config = Config(mount=MountOptions(wait_seconds=set_to))
+    assert mount_options.parse([words]).applied(config).mount.wait_seconds == waits
+
+
 @pytest.mark.parametrize(
     ("word", "says"),
     [
@@ -119,6 +173,8 @@ def test_generic_words_are_accepted_and_ours_understood() -> None:
         ("allow_othr", "did you mean 'allow_other'"),
         ("close=never", "close must be stored or fast"),
         ("commit_interval=soon", "number of seconds"),
+        ("wait=-1", "number of seconds"),
+        ("wait", "needs a value"),
         ("commit_interval", "needs a value"),
         ("allow_other=1", "takes no value"),
         ("dirsync", "no effect on a FUSE mount"),
@@ -131,8 +187,6 @@ def test_o1_other_words_are_refused_by_name(word: str, says: str) -> None:
 
 
 def test_words_change_the_configuration() -> None:
-    from flakefs.config import Config
-
     words = mount_options.parse(
         [
             "allow_other,close=stored,atime=noatime,commit_interval=7,error_timeout=9,database=other,log=/l,balance=random"
@@ -374,7 +428,9 @@ async def test_the_dump_sees_through_watched_handlers() -> None:
         nursery.cancel_scope.cancel()
 
 
-def launched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: str) -> int:
+def launched(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: str, say: Callable[[str], None] = lambda _: None
+) -> int:
     """launch() with a Python program in place of flakefs; it finds the descriptor in `fd`."""
     program = tmp_path / "child.py"
     program.write_text(f"import json, os, sys\nfd = int(sys.argv[-1])\n{code}\n")
@@ -384,7 +440,7 @@ def launched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: str) -> int:
         return real([sys.executable, str(program), *command[4:]], **options)  # type: ignore[call-overload,no-any-return]
 
     monkeypatch.setattr(subprocess, "Popen", start)
-    return launch(["mount", "/nowhere"], tmp_path / "log")
+    return launch(["mount", "/nowhere"], tmp_path / "log", say=say)
 
 
 def test_n2_ready(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -409,9 +465,48 @@ def test_n2_a_child_that_dies_without_a_word(monkeypatch: pytest.MonkeyPatch, tm
         launched(monkeypatch, tmp_path, "os.kill(os.getpid(), 9)")
 
 
+def test_n2_what_the_child_waits_for_is_passed_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Both lines in one go: none is lost."""
+    said: list[str] = []
+    lines = "".join(json.dumps(line) + "\n" for line in ({"waiting": "for the database"}, {"ready": True}))
+    pid = launched(monkeypatch, tmp_path, f"os.write(fd, {lines.encode()!r})", said.append)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert said == ["for the database"]
+
+
 def test_a_log_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be written"):
         launch(["mount", "/nowhere"], tmp_path / "file" / "log" if (tmp_path / "file").write_text("") else Path("/"))
+
+
+# the service manager
+
+
+@pytest.mark.parametrize("abstract", [False, True])
+def test_y_the_service_manager_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, abstract: bool) -> None:
+    name = f"@flakefs-test-{os.getpid()}" if abstract else str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind("\0" + name[1:] if abstract else name)
+        manager.settimeout(10)
+        monkeypatch.setenv("NOTIFY_SOCKET", name)
+        notifier = Notifier()
+        assert "NOTIFY_SOCKET" not in os.environ, "Y2"
+        notifier.status("waiting\nfor it", extend_seconds=1.5)
+        assert manager.recv(4096) == b"STATUS=waiting for it\nEXTEND_TIMEOUT_USEC=1500000"
+        notifier.ready("/mnt is mounted")
+        assert manager.recv(4096) == b"READY=1\nSTATUS=/mnt is mounted"
+        notifier.stopping("storing")
+        assert manager.recv(4096) == b"STOPPING=1\nSTATUS=storing"
+
+
+def test_y1_nobody_listens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    Notifier().ready("silent")
+    assert not caplog.records
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "nobody"))
+    Notifier().ready("nobody hears it")
+    assert "cannot be told 'READY=1'" in caplog.text
 
 
 # stacks

@@ -267,6 +267,11 @@ def test_the_mount_is_what_it_should_be(mounted: Mount) -> None:
     assert "allow_other" not in options
 
 
+def test_the_source_may_have_any_name(new_mount: NewMount) -> None:
+    mount = new_mount(settings={"fuse": {"fsname": "a, b"}})
+    assert f"\na,\\040b {mount.path} fuse.flakefs " in Path("/proc/mounts").read_text()
+
+
 def test_allow_other(new_mount: NewMount) -> None:
     mount = new_mount(words="allow_other")
     assert re.search(rf" {mount.path} fuse.flakefs \S*allow_other", Path("/proc/mounts").read_text())
@@ -293,6 +298,7 @@ def test_mount_helper(new_mount: NewMount, helper: list[str]) -> None:
     words = f"_netdev,nofail,x-systemd.mount-timeout=9,rw,log={mount.log}"
     subprocess.run([*helper, str(mount.config), str(mount.path), "-o", words], check=True, timeout=120)
     assert mount.is_mounted
+    assert f"\n{mount.config} {mount.path} fuse.flakefs " in Path("/proc/mounts").read_text(), "H3"
     fill(mount)
     unmounting.unmount(str(mount.path))
     done = subprocess.run([*helper, str(mount.config), str(mount.path), "-o", "nonsense"], capture_output=True)
