@@ -13,7 +13,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from flakefs.config import Config
 from flakefs.errors import UsageError
@@ -113,7 +113,8 @@ def _kernel(flag: str) -> Callable[[MountWords], None]:
     """A word that the kernel acts on when it is told to at mounting."""
 
     def add(words: MountWords) -> None:
-        words.changes.append(lambda config: replace(config, fuse=replace(config.fuse, **{flag: True})))
+        change: dict[str, Any] = {flag: True}
+        words.changes.append(lambda config: replace(config, fuse=replace(config.fuse, **change)))
 
     return add
 
