@@ -301,8 +301,9 @@ class Chooser:
 
 
 def _write_all(descriptor: int, offset: int, data: bytes) -> None:
-    written = os.pwrite(descriptor, data, offset)
-    assert written == len(data), f"wrote {written} of {len(data)} bytes"
+    done = 0
+    while done < len(data):  # one that was cut in two is short when the mount dies in between: the next call says so
+        done += os.pwrite(descriptor, data[done:], offset + done)
 
 
 def _overwrite(tree: Tree, id: int, offset: int, data: bytes) -> None:
