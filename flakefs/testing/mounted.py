@@ -26,6 +26,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -294,11 +295,11 @@ def mounted(new_mount: NewMount) -> Mount:
     return new_mount()
 
 
-@pytest.fixture(scope="module")
-def shared_mount(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
-    """One mount for all tests of a module; each works in a folder of its own (`folder`)."""
+@contextmanager
+def lasting_mount(servers: Servers, folder: Path, **options: Any) -> Iterator[Mount]:
+    """A file system of its own, mounted, for several tests; T5 holds at the end. Keywords as of Mount."""
     name = f"s{os.getpid()}_{next(_shared)}"
-    mount = Mount(servers, tmp_path_factory.mktemp("shared"), name, f"{name}_chunks")
+    mount = Mount(servers, folder, name, f"{name}_chunks", **options)
     try:
         mount.mount()
         yield mount
@@ -310,6 +311,13 @@ def shared_mount(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> 
                 with server.client() as client:
                     for database in (mount.database, mount.node_database):
                         client.drop_database(database)
+
+
+@pytest.fixture(scope="module")
+def shared_mount(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
+    """One mount for all tests of a module; each works in a folder of its own (`folder`)."""
+    with lasting_mount(servers, tmp_path_factory.mktemp("shared")) as mount:
+        yield mount
 
 
 @pytest.fixture

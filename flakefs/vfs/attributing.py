@@ -76,8 +76,8 @@ class Attributing(Files):
                 return found
         raise NoAttribute(f"there is no attribute {name.decode(errors='replace')}")
 
-    async def listxattr(self, ino: int) -> list[bytes]:
-        return xattrs.listed(await self.inode(ino))
+    async def listxattr(self, ino: int, caller: Caller) -> list[bytes]:
+        return xattrs.listed(await self.inode(ino), caller)
 
     async def removexattr(self, ino: int, name: bytes) -> None:
         ns = self.ns

@@ -5,6 +5,7 @@ Rules
     E2  A change of attributes makes a new dict, so that a state the journal has taken never changes afterwards.
     E3  All names of one file fit into one listxattr(2) answer, and names and values into its document.
     E4  user.flakefs.* are facts: they can be read and are not listed, so no copying program tries to set them.
+    E5  trusted. attributes are shown to root only, as on every disk; nobody else could read them (the kernel).
 
 Concurrency
     Nothing waits.
@@ -20,8 +21,10 @@ import stat
 from flakefs.errors import AttributeTooLarge, Exists, InvalidArgument, NoAttribute, NoSpace, NotPermitted, NotSupported
 from flakefs.namespace import Inode
 from flakefs.values import XATTR_MAX
+from flakefs.vfs.requests import Caller
 
 PREFIXES = (b"user.", b"trusted.", b"security.")
+TRUSTED = b"trusted."
 FACTS = b"user.flakefs."
 NAME_BYTES_MAX = 255
 LIST_BYTES_MAX = 65536
@@ -69,5 +72,7 @@ def without_attribute(inode: Inode, name: bytes) -> dict[bytes, bytes]:
     return {each: value for each, value in inode.xattrs.items() if each != name}
 
 
-def listed(inode: Inode) -> list[bytes]:
-    return sorted(inode.xattrs)
+def listed(inode: Inode, caller: Caller) -> list[bytes]:
+    """The names that *caller* is shown (E5), sorted."""
+    names = sorted(inode.xattrs)
+    return names if caller.uid == 0 else [name for name in names if not name.startswith(TRUSTED)]
