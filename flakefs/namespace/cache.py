@@ -13,6 +13,8 @@ Invariants
         change, when there are LAZY_MAX, after LAZY_SECONDS, or at the end.
     C5  In shared mode what others changed is *stale* (`expires` < 0): nobody is given it before it was read again.
         What is dirty, or in a commit that runs, is never replaced: it meets its guard.
+    C6  A question waits for a metadata server that is away (mongo.patience), for error_timeout at most; at the end of
+        a session nobody waits.
 
 Concurrency
     Belongs to the trio thread. Methods that are not async never wait; after each await the caller looks again.
@@ -37,6 +39,7 @@ from pymongo.database import Database
 from flakefs.errors import FlakeError, ReadOnly, Stale
 from flakefs.format.documents import INODES, Document, InodeRecord, read_inode
 from flakefs.mongo.door import Door
+from flakefs.mongo.patience import ask
 from flakefs.namespace.inode import Inode, Link, from_record
 from flakefs.namespace.options import LISTING_MAX, NamespaceOptions
 from flakefs.values import Block
@@ -82,6 +85,7 @@ class Cache:
         self.options = options
         self.read_only = read_only
         self._group_documents = options.group_documents
+        self._patience = options.error_timeout_seconds
         # Set once by the journal
         self.wake: Callable[[], None] = lambda: None
         # Mutable, between two awaits only
@@ -100,6 +104,7 @@ class Cache:
         self.failure: FlakeError | None = None
         self.closed = read_only  # changes are refused: read_only, or failure is set
         self.cutting = False
+        self.ending = False  # C6
         self._loads: dict[int, set[object]] = {}
         # Shared mode
         self.when_shared: Callable[[bool], None] = lambda shared: None  # set once
@@ -312,9 +317,15 @@ class Cache:
             for load in self._loads.values():
                 load.update(ids)
 
-    async def read(self, query: Callable[[Database[Document]], T]) -> T:
-        """Run *query* in a worker thread."""
-        return await self.door.run(lambda: query(self.database))
+    async def read(self, query: Callable[[Database[Document]], T], *, wait: bool = True) -> T:
+        """Run *query*, which is repeatable, in a worker thread. *wait*: for a server that is away, too (C6)."""
+        if not wait:
+            return await self.door.run(lambda: query(self.database))
+        return await ask(self.door, lambda: query(self.database), self.patience)
+
+    def patience(self) -> float:
+        """Seconds that whoever needs an answer waits for one."""
+        return 0.0 if self.ending else self._patience
 
     def adopt(self, record: InodeRecord, touched: set[object]) -> Inode | None:
         """The inode that a query brought; None when the answer may be older than a commit (C3)."""

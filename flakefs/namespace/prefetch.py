@@ -132,7 +132,7 @@ class Prefetch:
         try:
             with self._cache.loading() as touched:
                 query = partial(read_folders, inos=sorted(by_ino), limit=limit + 1)
-                groups, count = await self._cache.read(query)
+                groups, count = await self._cache.read(query, wait=False)
                 if count > limit:  # the last ones were not read, and one perhaps not whole
                     last = max(groups)
                     by_ino = {ino: folder for ino, folder in by_ino.items() if ino < last}

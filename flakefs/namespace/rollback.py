@@ -110,7 +110,7 @@ class Reload:
         inos = [Int64(inode.ino) for inode in lost]
         files = {inode.ino: _segments_of(inode) for inode in lost if inode.pending}
         while True:
-            records, segments = await cache.read(lambda db: _read(db, inos, files))
+            records, segments = await cache.read(lambda db: _read(db, inos, files), wait=False)
             more = False
             for inode in lost:
                 if not (inode.pending and inode.dirty):

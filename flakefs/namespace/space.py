@@ -304,7 +304,7 @@ async def open_namespace(
         raise Damaged("the root folder is not a folder: run flakefs fsck")
     journal = Journal(cache, content, session)
     session.when_fenced = journal.fence
-    numbers = Numbers(metadata, database)
+    numbers = Numbers(metadata, database, cache.patience)
     segments = Segments(cache, journal.room)
     orphans = Orphans(cache, segments, epoch=session.epoch)
     namespace = Namespace(cache, journal, numbers, segments, orphans, root)
@@ -327,6 +327,7 @@ async def open_namespace(
                     yield namespace
                 except BaseException as error:  # raised below: a nursery would wrap it into a group
                     failed = error
+                cache.ending = True
                 helpers.cancel_scope.cancel()
         except BaseException as error:  # we are being cancelled
             failed = failed or error

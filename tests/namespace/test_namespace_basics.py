@@ -371,10 +371,10 @@ async def test_a_cold_walk_costs_few_queries(world) -> None:
         reads = 0
         real = ns._cache.read
 
-        async def counted(query):
+        async def counted(query, **named):
             nonlocal reads
             reads += 1
-            return await real(query)
+            return await real(query, **named)
 
         ns._cache.read = counted
         seen = 0
