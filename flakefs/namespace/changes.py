@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
 
 from bson.int64 import Int64
 
@@ -31,7 +33,7 @@ from flakefs.errors import (
     NotPermitted,
     TooManyLinks,
 )
-from flakefs.format.documents import INODES, read_link
+from flakefs.format.documents import INODES, LinkRecord, read_link
 from flakefs.format.names import checked
 from flakefs.namespace.cache import Cache
 from flakefs.namespace.entries import Entries, cookie_at, enter, leave
@@ -43,8 +45,15 @@ from flakefs.namespace.options import LINK_MAX
 SMALL_SEGMENTS = 4
 """A file of at most so many stored segments goes in one commit; a larger one in steps."""
 
+HEIRS = 8
+"""Further links of a file that are looked at first; any one of them will do."""
+
 Heir = tuple[Link, Inode]
 """A further link that becomes an inode's first name, and its folder."""
+
+
+def _links(search: dict[str, object], most: int, db: Any) -> list[LinkRecord]:
+    return [read_link(document) for document in db[INODES].find(search).limit(most)]
 
 
 class Changes:
@@ -226,19 +235,25 @@ class Changes:
     async def find_heir(self, inode: Inode) -> Heir:
         """One of the further links of *inode*; may be outdated when the caller looks."""
         cache = self.cache
+        ours: list[Int64] = []
         for links in (cache.dirty_links, cache.flying_links):
             for link in list(links.values()):
-                if link.ino == inode.ino and not link.gone:
-                    return link, await cache.get(link.parent)
-        ino = Int64(inode.ino)
-        records = await cache.read(lambda db: [read_link(document) for document in db[INODES].find({"i": ino})])
-        for record in records:
-            home = await cache.get(record.parent)
-            held = await self.entries.child(home, record.name)
-            assert home.entries is not None
-            entry = home.entries.get(record.name)
-            if isinstance(entry, Link) and entry.ino == inode.ino and held is not None:
-                return entry, home
+                if link.ino == inode.ino:
+                    if not link.gone:
+                        return link, await cache.get(link.parent)
+                    ours.append(Int64(link.id))
+        search = {"i": Int64(inode.ino), "_id": {"$nin": ours}}
+        for most in (HEIRS, 0):  # of thousands of names one is wanted
+            records = await cache.read(partial(_links, search, most))
+            for record in records:
+                home = await cache.get(record.parent)
+                held = await self.entries.child(home, record.name)
+                assert home.entries is not None
+                entry = home.entries.get(record.name)
+                if isinstance(entry, Link) and entry.ino == inode.ino and held is not None:
+                    return entry, home
+            if len(records) < HEIRS:
+                break
         if not any(link.ino == inode.ino for link in (*cache.dirty_links.values(), *cache.flying_links.values())):
             raise Damaged(f"inode {inode.ino} claims {inode.nlink} names, but only one is there: run fsck")
         return await self.find_heir(inode)

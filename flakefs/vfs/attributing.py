@@ -18,7 +18,7 @@ from flakefs.vfs.requests import Caller, Changes, StatFs
 
 BLOCK_SIZE = 4096
 FILES_FREE = 2**40
-"""Inode numbers do not run out; a number that df can print."""
+"""Inode numbers do not run out. Told when the metadata server does not say how much room its disk has."""
 
 
 class Attributing(Files):
@@ -113,5 +113,7 @@ class Attributing(Files):
     async def statfs(self) -> StatFs:
         space = await self.engine.space()
         files = await self.ns.inode_count()
+        room = self.ns.inode_room
+        more = FILES_FREE if room is None else room
         free = space.free_bytes // BLOCK_SIZE
-        return StatFs(BLOCK_SIZE, space.total_bytes // BLOCK_SIZE, free, free, files + FILES_FREE, FILES_FREE)
+        return StatFs(BLOCK_SIZE, space.total_bytes // BLOCK_SIZE, free, free, files + more, more)

@@ -7,7 +7,7 @@ import mmap
 import os
 
 NOREPLACE, EXCHANGE, WHITEOUT = 1, 2, 4
-AT_FDCWD, AT_SYMLINK_NOFOLLOW, AT_EACCESS = -100, 0x100, 0x200
+AT_FDCWD, AT_SYMLINK_NOFOLLOW, AT_EACCESS, AT_SYMLINK_FOLLOW = -100, 0x100, 0x200, 0x400
 NOW, OMIT = (1 << 30) - 1, (1 << 30) - 2
 LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -30,6 +30,11 @@ def utimensat(path, atime: tuple[int, int], mtime: tuple[int, int], flags: int =
     """Each time is (seconds, nanoseconds), or (0, NOW), or (0, OMIT)."""
     times = (Timespec * 2)(Timespec(*atime), Timespec(*mtime))
     checked(LIBC.utimensat(AT_FDCWD, os.fsencode(path), times, flags))
+
+
+def link_open_file(descriptor: int, target) -> None:
+    source = b"/proc/self/fd/%d" % descriptor
+    checked(LIBC.linkat(AT_FDCWD, source, AT_FDCWD, os.fsencode(target), AT_SYMLINK_FOLLOW))
 
 
 def faccessat(path, mode: int, flags: int = 0) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 import calls
 
-MODULES = (calls, os, fcntl)
+MODULES = (calls, fcntl, os)
 
 
 def main(uid: int, gid: int, groups: list[int]) -> None:
