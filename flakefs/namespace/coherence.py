@@ -3,7 +3,8 @@
 Invariants
     CO1  After news of a commit no clean inode and no name that it changed is answered from what was known before.
     CO2  What is not committed here is left alone: it meets its guard. A name that this session itself changed lately
-         becomes unknown: the news may be older than the change.
+         becomes unknown: the news may be older than the change. So does one of which news came while a change of it
+         waited for its commit, once nothing of it waits: the news may be younger.
     CO3  When news may have been lost, nothing that is clean is believed any more.
 
 Concurrency
@@ -46,8 +47,18 @@ class Coherence:
         self.unnamed: Callable[[int], None] = lambda ino: None  # set once: the last name of an inode went elsewhere
         # Mutable
         self._recent: dict[Place, float] = {}
+        self._missed: set[Place] = set()  # names in changes of ours, of which there was news meanwhile
         self._numbers: dict[int, int] = {}
         self.applied = 0
+
+    def changed(self, places: tuple[Place, ...]) -> None:
+        """No change of these names here waits for its commit any more (CO2)."""
+        for place in places:
+            if place in self._missed:
+                self._missed.discard(place)
+                folder = self._cache.known.get(place[0])
+                if folder is not None:
+                    forget_name(folder, place[1])
 
     def committed(self, places: tuple[Place, ...]) -> None:
         """This session has changed these names (CO2)."""
@@ -70,6 +81,8 @@ class Coherence:
         epoch = document["_id"]
         before = self._numbers.get(epoch)
         self._numbers[epoch] = news.number
+        if not self._cache.shared:  # late news of a session that has left: older than what was made here since
+            return
         self.applied += 1
         if news.all or (before is not None and news.number > before + 1):
             self.drop_all()
@@ -77,20 +90,22 @@ class Coherence:
             self._apply(news)
 
     def drop_all(self) -> None:
-        """CO3."""
+        """CO3. Alone there is no news to lose: what this session knows is all there is, committed or not."""
         cache = self._cache
+        if not cache.shared:
+            return
         for inode in list(cache.known.values()):
             inode.expires = STALE
             if inode.entries is None:
                 continue
-            if inode.dirty or inode.flying or cache.busy(inode):
-                kept = {name: entry for name, entry in inode.entries.items() if (inode.ino, name) in cache.changing}
-                if cache.busy(inode):
-                    inode.entries = kept
-                inode.complete = False
-                inode.order = None
+            if inode.ino in cache.absolute and (inode.dirty or inode.flying):
+                # What was made alone is not committed: nobody else can have changed it. It stays complete, too: of a
+                # name that was removed from a complete folder only that tells, until the commit.
+                continue
             else:
+                kept = {name: entry for name, entry in inode.entries.items() if (inode.ino, name) in cache.changing}
                 inode.forget_entries()
+                inode.entries = kept
         cache.touched(list(cache.known))
         if self.kernel is not None:
             self.kernel.drop_all()
@@ -127,6 +142,7 @@ class Coherence:
         parent, name, id, ino, version = binding
         place = (parent, name)
         if place in self._cache.changing:
+            self._missed.add(place)
             return
         if place in self._recent:
             forget_name(folder, name)

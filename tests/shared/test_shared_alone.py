@@ -1,0 +1,52 @@
+"""A session that is alone knows everything: neither a gap in the news nor late news takes that from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from flakefs.testing.stack import Fresh
+from flakefs.values import ROOT_INO
+from tests.shared.conftest import put, shared, until
+
+
+async def test_a_gap_forgets_nothing_that_is_not_committed(fresh: Fresh) -> None:
+    async with fresh.open() as one:
+        fs = one.fs
+        old = await put(fs, b"old", b"x")
+        await put(fs, b"moved", b"x")
+        await fs.ns.commit()
+        assert await fs.lookup(ROOT_INO, b"nobody") is None  # all of the folder is known
+        await fs.unlink(ROOT_INO, b"old")
+        await fs.rename(ROOT_INO, b"moved", ROOT_INO, b"new")
+        fs.ns.coherence.drop_all()
+        assert await fs.lookup(ROOT_INO, b"old") is None
+        assert await fs.lookup(ROOT_INO, b"moved") is None
+        assert await fs.lookup(ROOT_INO, b"new") is not None
+        assert await put(fs, b"old", b"y") != old
+
+
+@pytest.mark.parametrize("gap", [False, True])
+async def test_late_news_of_a_session_that_has_left(fresh: Fresh, gap: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with fresh.open() as one:
+        late: list[Mapping[str, Any]] = []
+        async with fresh.open() as other:
+            await shared(one)
+            await shared(other)
+            take = one.fs.ns.coherence.take
+            monkeypatch.setattr(one.fs.ns.coherence, "take", late.append)
+            await put(other.fs, b"a", b"x")
+            await other.fs.unlink(ROOT_INO, b"a")
+            await until(lambda: sum("news" in document for document in late) >= 2)
+        await until(lambda: not one.fs.ns.shared)
+        ino = await put(one.fs, b"a", b"mine")
+        await put(one.fs, b"b", b"mine")
+        await one.fs.unlink(ROOT_INO, b"b")
+        for document in late[1:] if gap else late:
+            take(document)
+        found = await one.fs.lookup(ROOT_INO, b"a")
+        assert found is not None
+        assert found.ino == ino
+        assert await one.fs.lookup(ROOT_INO, b"b") is None
