@@ -38,6 +38,10 @@ log = logging.getLogger(__name__)
 
 BATCH_BYTES = 1024 * 1024
 """Plain bytes of one query; chunks of this size or more go alone."""
+AHEAD_BYTES = 4 * 1024 * 1024
+"""The same for what nobody waits for yet: asking for four chunks of 1 MiB at once costs the mount a third less CPU time
+than asking four times.
+"""
 BATCH_CHUNKS = 500
 SILENT_SECONDS = 2.0
 """So long a node that has kept a read waiting for its whole deadline gets no further one, unless a probe succeeds: the
@@ -127,7 +131,7 @@ class Reader:
                 break
             self._ahead_bytes += ref.length
             mine[ref] = self._flights[ref] = Flight()
-        for batch in _batches(mine):
+        for batch in _batches(mine, AHEAD_BYTES):
             nursery.start_soon(self._ahead, batch, mine)
 
     async def _ahead(self, batch: Sequence[ChunkRef], flights: dict[ChunkRef, Flight]) -> None:
@@ -251,13 +255,13 @@ def _content(answer: Answer) -> bytes:
     raise answer.with_traceback(None)
 
 
-def _batches(refs: Iterable[ChunkRef]) -> list[list[ChunkRef]]:
+def _batches(refs: Iterable[ChunkRef], limit_bytes: int = BATCH_BYTES) -> list[list[ChunkRef]]:
     """Chunks of one volume that are worth one query together."""
     batches: list[list[ChunkRef]] = []
     current: dict[int, tuple[list[ChunkRef], int]] = {}
     for ref in refs:
         batch, size = current.get(ref.volume, ([], 0))
-        if not batch or size + ref.length > BATCH_BYTES or len(batch) >= BATCH_CHUNKS:
+        if not batch or size + ref.length > limit_bytes or len(batch) >= BATCH_CHUNKS:
             batch, size = [], 0
             batches.append(batch)
         batch.append(ref)

@@ -115,7 +115,7 @@ class Files(Base):
         reader.ahead(opened, offset, size)
         data = reader.read_now(inode, offset, size)
         if data is None:
-            data = await reader.read(inode, offset, size)
+            data = await reader.read(inode, offset, size, sequential=opened.step > 0)
         self._accessed(inode)
         return data
 

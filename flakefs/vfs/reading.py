@@ -26,6 +26,10 @@ from flakefs.vfs.handles import Handle
 
 NEAR = 2 * 1024 * 1024
 """A read this near to the expected offset counts as sequential: the kernel sends several at once, in any order."""
+AHEAD_BYTES = 4 * 1024 * 1024
+"""Read-ahead goes on in steps of this size, as the engine asks for so much in one query."""
+MAP_AHEAD_CHUNKS = 256
+"""So many chunks beyond a sequential read are looked up together with those that it needs."""
 Fetched = dict[ChunkRef, bytes]
 Data = bytes | memoryview
 
@@ -65,14 +69,17 @@ class Reader:
             return None
         return self._joined(plan(inode, offset, length), None)
 
-    async def read(self, inode: Inode, offset: int, length: int) -> Data:
-        """*length* bytes at *offset*, all within the file; waits for what is not in memory."""
+    async def read(self, inode: Inode, offset: int, length: int, *, sequential: bool = False) -> Data:
+        """*length* bytes at *offset*, all within the file; waits for what is not in memory. *sequential*: what follows
+        will be wanted too.
+        """
         got: Fetched = {}
         suspect: set[ChunkRef] = set()
         while True:
             the_map = inode.map  # a session that only reads may replace it
             if the_map is not None and not the_map.loaded(offset, offset + length):
-                await self._ns.load(inode, offset, offset + length)
+                further = MAP_AHEAD_CHUNKS * self._chunk if sequential else 0
+                await self._ns.load(inode, offset, min(inode.size, offset + length + further))
                 continue
             steps = plan(inode, offset, length)
             data = self._joined(steps, got)
@@ -119,12 +126,18 @@ class Reader:
         if stop > handle.next:
             handle.next = stop
         inode = handle.inode
-        if handle.ahead - handle.next >= handle.step // 2 and handle.step:
+        batch = min(max(handle.step // 2, self._chunk), AHEAD_BYTES)
+        if handle.ahead - handle.next > handle.step - batch and handle.step:
             return
         handle.step = min(max(2 * handle.step, 2 * self._chunk), limit)
         start = max(handle.ahead, handle.next)
-        until = min(handle.next + handle.step, inode.size)
+        until = handle.next + handle.step
+        if until - start > batch:
+            until -= (until - start) % batch  # whole queries, and none for a rest of one chunk
+        until = min(until, inode.size)
         the_map = inode.map
+        if the_map is not None and not the_map.loaded(start, until):
+            until = (start // SEGMENT_BYTES + 1) * SEGMENT_BYTES  # the rest when its segment has been read
         if start >= until or the_map is None or not the_map.loaded(start, until):
             return
         handle.ahead = until

@@ -248,6 +248,28 @@ async def test_sequential_reading_fetches_ahead(fresh: Fresh) -> None:
         await fs.release(other)
 
 
+async def test_reading_ahead_goes_up_to_what_is_known_of_the_map(fresh: Fresh) -> None:
+    """And not only when the next segment of the map is known, too."""
+    begin = SEGMENT_BYTES - 12 * CHUNK
+    data = os.urandom(24 * CHUNK)
+    async with fresh.open() as stack:
+        handle = await new(stack.fs, b"film")
+        await stack.fs.write(handle, begin, data)
+        await stack.fs.release(handle)
+    async with fresh.open() as stack:
+        fs = stack.fs
+        inode = await resolve(fs, b"film")
+        handle = await fs.open(inode.ino, os.O_RDONLY)
+        got = [bytes(await fs.read(handle, begin + number * CHUNK, CHUNK)) for number in range(5)]
+        assert inode.map is not None
+        assert not inode.map.loaded(SEGMENT_BYTES, SEGMENT_BYTES + 1)
+        await until(lambda: fs.reader.read_now(inode, SEGMENT_BYTES - CHUNK, CHUNK) is not None)
+        got += [bytes(await fs.read(handle, begin + number * CHUNK, CHUNK)) for number in range(5, 24)]
+        assert b"".join(got) == data
+        await until(lambda: fs.reader.read_now(inode, SEGMENT_BYTES + 11 * CHUNK, CHUNK) is not None)
+        await fs.release(handle)
+
+
 async def test_a_random_reader_fetches_what_it_asks_for(fresh: Fresh) -> None:
     async with fresh.open() as stack:
         handle = await new(stack.fs, b"table")
