@@ -208,10 +208,12 @@ class Inode:
 
     def refresh(self, record: InodeRecord, *, keep_entries: bool = False) -> None:
         """Take the state of *record*, which others may have changed."""
+        atime = self.atime if self.version == record.version else record.atime
         times = (self.mtime, self.ctime) if self.version == record.version and self.entries is not None else (0, 0)
         (_, self.parent, self.name, self.mode, self.uid, self.gid, self.rdev, self.size, self.nlink, _) = record[:10]
         self.atime, self.mtime, self.ctime, self.btime = record.atime, record.mtime, record.ctime, record.btime
         self.xattrs, self.target = record.xattrs, record.target
+        self.atime = max(self.atime, atime)  # what a read here has set is written later
         self.mtime = max(self.mtime, times[0])  # of a folder: they are written later than its names
         self.ctime = max(self.ctime, times[1])
         if self.map is not None and self.version != record.version:
