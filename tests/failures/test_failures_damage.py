@@ -75,12 +75,12 @@ def test_p7_damaged_chunks(new_mount: Callable[..., Mount], servers: Servers, co
 
         for harm, says in SAYS.items():
             victim = mount.path / harm.__name__
-            victim.stat()
+            ino = victim.stat().st_ino
             for _ in range(2):  # also when it was tried before
                 with pytest.raises(OSError, check=lambda error: error.errno == errno.EIO):
                     victim.read_bytes()
-            line = rf"read of .*chunk {hashes[harm.__name__].hex()[:12]} .*({says})"
-            assert re.search(line, mount.log_text()), f"{harm.__name__}: the log does not name the chunk"
+            line = rf"read of inode {ino} \(handle \d+\): .*chunk {hashes[harm.__name__].hex()[:12]} .*({says})"
+            assert re.search(line, mount.log_text()), f"{harm.__name__}: the log does not name file and chunk"
             mount.expect_log(line)
         mount.check_log()
         for name in ("whole", "donor"):
