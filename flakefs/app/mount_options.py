@@ -167,6 +167,7 @@ def _error_timeout(words: MountWords, value: str) -> None:
             config,
             namespace=replace(config.namespace, error_timeout_seconds=seconds),
             vfs=replace(config.vfs, error_timeout_seconds=seconds),
+            engine=replace(config.engine, error_timeout_seconds=seconds),
         )
     )
 

@@ -9,7 +9,8 @@ Invariants
          who planned a read just before gets its bytes.
     DL4  While sessions share, bytes stay for a grace: another session may just have found its content equal to them.
          Then they go only if the index does not name them (again).
-    DL3  A deletion that fails is tried again a few times, then given up: a leak that gc frees.
+    DL3  A deletion that fails is tried again a few times, then given up: a leak that gc frees. While a node is known
+         not to answer, its deletions wait, WAITING_MAX at most, and closing does not try them.
 
 Concurrency
     Trio thread; doom() never waits. drain() may run while run_forever() is cancelled or between two of its batches.
@@ -23,13 +24,14 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import trio
 from bson.binary import Binary
 from pymongo.read_concern import ReadConcern
 
 from flakefs.engine.volumes import VolumeMap
-from flakefs.errors import FlakeError
+from flakefs.errors import FlakeError, Unavailable
 from flakefs.format.documents import CHUNKS, read_index
 from flakefs.mongo.door import Door
 from flakefs.values import ChunkRef
@@ -42,6 +44,8 @@ GRACE_SECONDS = 15 * 60.0
 """Longer than any session takes from finding a chunk in the index until its commit."""
 TRIES = 5
 RETRY_SECONDS = 1.0
+WAITING_MAX = 100_000
+"""About 30 MB of memory."""
 
 
 class Deleter:
@@ -68,6 +72,7 @@ class Deleter:
         self._careful = False  # something was doomed while sessions shared
         self._work = trio.Event()
         self._busy = trio.Lock()
+        self._failing: set[int] = set()  # volumes whose last deletion failed, which was logged
         self.deleted = 0
         self.leaked = 0
 
@@ -125,6 +130,9 @@ class Deleter:
             if self._careful:
                 await self._spare_indexed(by_volume)
             for volume, chunks in by_volume.items():
+                if self._silent(volume):
+                    self._later(chunks)
+                    continue
                 try:
                     done = False
                     done = await self._delete(volume, [ref.key for _, ref in chunks])
@@ -148,9 +156,9 @@ class Deleter:
                     for document in index.find({"_id": {"$in": [Binary(r.hash) for r in refs]}})
                 }
             )
-        except FlakeError:
+        except FlakeError as error:
             for volume, chunks in by_volume.items():
-                self._again(chunks)
+                (self._later if isinstance(error, Unavailable) else self._again)(chunks)
                 by_volume[volume] = []
             return
         for volume, chunks in by_volume.items():
@@ -161,11 +169,34 @@ class Deleter:
         try:
             volume = await self._map.volume(id)
             for node in volume.nodes:
-                await node.door.run(lambda node=node: node.delete_sync(volume.collection, keys))  # type: ignore[misc]
+                try:
+                    await node.door.run(partial(node.delete_sync, volume.collection, keys))
+                except Unavailable as error:
+                    self._map.suspect(node, error)
+                    raise
         except FlakeError as error:
-            log.debug("%d chunks of volume %d could not be deleted: %s", len(keys), id, error)
+            if id not in self._failing:
+                self._failing.add(id)
+                log.info("%d chunks of volume %d cannot be deleted now, which is tried again: %s", len(keys), id, error)
             return False
+        if id in self._failing:
+            self._failing.discard(id)
+            log.info("chunks of volume %d can be deleted again", id)
         return True
+
+    def _silent(self, id: int) -> bool:
+        """Is one of its nodes known not to answer?"""
+        volume = self._map.volume_nowait(id)
+        return volume is not None and any(isinstance(node.problem, Unavailable) for node in volume.nodes)
+
+    def _later(self, chunks: Iterable[tuple[int, ChunkRef]]) -> None:
+        """Nothing was tried (DL3)."""
+        later = trio.current_time() + max(RETRY_SECONDS, self._delay_seconds)
+        for tried, ref in chunks:
+            if len(self._waiting) < WAITING_MAX:
+                self._waiting.append((later, tried, ref))
+            else:
+                self.leaked += 1
 
     def _again(self, chunks: Iterable[tuple[int, ChunkRef]]) -> None:
         """DL3."""

@@ -103,7 +103,7 @@ class Node:
 
     async def probe(self) -> Disk:
         """Make sure that it answers and is the right node, and look at its disk."""
-        return await self.door.run(self._probe_sync)
+        return await self.door.run(self._probe_sync, abandon=True)
 
     # -- in worker threads --
 

@@ -22,6 +22,8 @@ class EngineOptions:
     """Plain content of chunks kept in memory."""
     deadline_seconds: float = 10.0
     """Longest wait for one call to a node."""
+    error_timeout_seconds: float = 30.0
+    """So long a read waits for a node that does not answer before it is told EIO."""
     threads: int = 4
     """Worker threads for each node: this many for writing, as many again for the rest."""
     volume_max_bytes: int = 32 * GIB
@@ -32,7 +34,7 @@ class EngineOptions:
     """How often the documents of nodes and volumes, and disk space, are looked at."""
 
     def __post_init__(self) -> None:
-        for name in ("deadline_seconds", "threads", "volume_max_bytes", "poll_seconds"):
+        for name in ("deadline_seconds", "error_timeout_seconds", "threads", "volume_max_bytes", "poll_seconds"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"engine option {name} must be more than 0, not {getattr(self, name)}")
         for name in ("chunk_cache_bytes", "reserve_bytes"):

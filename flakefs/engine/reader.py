@@ -8,7 +8,11 @@ Invariants
     RD2  A chunk is asked for once at a time, however many want it.
     RD3  Every replica is tried before an error. Unavailable beats the others: a node that does not answer may have the
          good copy. Nothing a node says becomes NotFound or an empty answer.
-    RD4  prefetch() never waits, raises or warns, and keeps at most a quarter of the cache under way.
+    RD4  prefetch() never waits, raises or warns, keeps at most a quarter of the cache under way, and asks no node that
+         is suspect.
+    RD5  While no replica answers, who needs a chunk waits and tries again, until error_timeout has passed since it
+         asked or since the nodes fell silent: the first reads wait, and those on a node that has been away for longer
+         are told at once, until a probe succeeds.
 
 Concurrency
     Trio thread; decoding and hashing in the node's worker threads. From the call of fetch() and fetch_many() to the
@@ -22,6 +26,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from random import random
+from time import monotonic
 
 import trio
 
@@ -47,6 +53,11 @@ SILENT_SECONDS = 2.0
 """So long a node that has kept a read waiting for its whole deadline gets no further one, unless a probe succeeds: the
 read-ahead has often waited already for what a program reads next."""
 
+PAUSE_FIRST_SECONDS = 0.05
+PAUSE_MAX_SECONDS = 1.0
+LEAST_SECONDS = 1.0
+"""Deadline of an attempt when no time is left."""
+
 Answer = bytes | FlakeError
 """Content, or why this node does not give it."""
 
@@ -67,6 +78,8 @@ class Reader:
         # Dependencies
         self._map = map
         self._cache = cache
+        # Constant after construction
+        self._patience = map.options.error_timeout_seconds
         # Mutable; changed only between awaits
         self._flights: dict[ChunkRef, Flight] = {}
         self._ahead_bytes = 0
@@ -83,6 +96,8 @@ class Reader:
 
     async def fetch(self, ref: ChunkRef) -> bytes:
         """The content. No checkpoint when it is in the cache."""
+        asked = monotonic()
+        tries = 0
         while True:
             data = self._cache.get(ref.hash)
             if data is not None:
@@ -90,15 +105,20 @@ class Reader:
             flight = self._flights.get(ref)
             if flight is None:
                 flight = self._flights[ref] = Flight()
-                await self._bring([ref], {ref: flight})
+                await self._bring([ref], {ref: flight}, asked)
             else:
                 await flight.done.wait()
-            if flight.answer is not None:
-                return _content(flight.answer)
+            answer = flight.answer
+            if isinstance(answer, Unavailable) and await self._wait([ref], asked, tries):
+                tries += 1
+            elif answer is not None:
+                return _content(answer)
 
     async def fetch_many(self, refs: Sequence[ChunkRef]) -> list[bytes]:
         """The contents in order; small chunks of one volume share a query. Raises the first error."""
         contents: dict[ChunkRef, bytes] = {}
+        asked = monotonic()
+        tries = 0
         while True:
             mine: dict[ChunkRef, Flight] = {}
             others: dict[ChunkRef, Flight] = {}
@@ -114,12 +134,19 @@ class Reader:
                     mine[ref] = self._flights[ref] = Flight()
             if not mine and not others:
                 return [contents[ref] for ref in refs]
-            await self._bring_all(mine)
+            await self._bring_all(mine, asked)
+            silent: dict[ChunkRef, Unavailable] = {}
             for ref, flight in (mine | others).items():
                 if not flight.done.is_set():
                     await flight.done.wait()
-                if flight.answer is not None:
+                if isinstance(flight.answer, Unavailable):
+                    silent[ref] = flight.answer
+                elif flight.answer is not None:
                     contents[ref] = _content(flight.answer)
+            if silent:
+                if not await self._wait(silent, asked, tries):
+                    _content(next(iter(silent.values())))
+                tries += 1
 
     def prefetch(self, refs: Iterable[ChunkRef], nursery: trio.Nursery) -> None:
         """Load into the cache what fits (RD4)."""
@@ -136,28 +163,50 @@ class Reader:
 
     async def _ahead(self, batch: Sequence[ChunkRef], flights: dict[ChunkRef, Flight]) -> None:
         try:
-            await self._bring(batch, flights)
+            await self._bring(batch, flights, None)
         except Exception:
             log.exception("bug in FlakeFS while reading ahead")
         finally:
             self._ahead_bytes -= sum(ref.length for ref in batch)
 
+    # -- waiting (RD5) --
+
+    async def _wait(self, refs: Iterable[ChunkRef], asked: float, tries: int) -> bool:
+        """Nobody gave these chunks: pause before the next attempt. False when the time is over."""
+        left = min(self._left(self._map.volume_nowait(ref.volume), asked) for ref in refs)
+        if left <= 0:
+            return False
+        pause = min(PAUSE_FIRST_SECONDS * 2 ** min(tries, 10), PAUSE_MAX_SECONDS)
+        await trio.sleep(min(pause * (0.5 + random()), left))
+        return True
+
+    def _left(self, volume: Volume | None, asked: float) -> float:
+        """Seconds until a read of the volume has waited enough."""
+        if volume is None or not volume.nodes:  # the metadata server was to tell where it is
+            silent = [self._map.silent_since]
+            if silent == [None]:
+                return 0.0  # it has told: nowhere that can be reached
+        else:
+            silent = [node.door.silent_since for node in volume.nodes]
+        since = max((moment for moment in silent if moment is not None), default=asked)
+        return min(asked, since) + self._patience - monotonic()
+
     # -- flights --
 
-    async def _bring_all(self, flights: dict[ChunkRef, Flight]) -> None:
+    async def _bring_all(self, flights: dict[ChunkRef, Flight], asked: float) -> None:
         batches = _batches(flights)
         if len(batches) == 1:
-            await self._bring(batches[0], flights)
+            await self._bring(batches[0], flights, asked)
             return
         try:
             async with trio.open_nursery() as nursery:
                 for batch in batches:
-                    nursery.start_soon(self._bring, batch, flights)
+                    nursery.start_soon(self._bring, batch, flights, asked)
         finally:
             self._land(flights, flights)  # those whose task was cancelled before it began
 
-    async def _bring(self, refs: Sequence[ChunkRef], flights: dict[ChunkRef, Flight]) -> None:
-        """Fetch chunks of one volume and land their flights; raises no FlakeError."""
+    async def _bring(self, refs: Sequence[ChunkRef], flights: dict[ChunkRef, Flight], asked: float | None) -> None:
+        """Fetch chunks of one volume and land their flights; raises no FlakeError. *asked*: when; None: read-ahead."""
         try:
             try:
                 volume = await self._volume(refs[0].volume)
@@ -167,7 +216,7 @@ class Reader:
                 return
             left = refs
             for node in sorted(volume.nodes, key=lambda node: node.problem is not None):
-                answers = await self._ask(node, volume, left)
+                answers = await self._ask(node, volume, left, asked)
                 for ref, answer in zip(left, answers, strict=True):
                     flights[ref].answer = _better(flights[ref].answer, answer)
                     if isinstance(answer, bytes):
@@ -193,18 +242,21 @@ class Reader:
             return volume
         return await self._map.volume(id)
 
-    async def _ask(self, node: Node, volume: Volume, refs: Sequence[ChunkRef]) -> list[Answer]:
+    async def _ask(self, node: Node, volume: Volume, refs: Sequence[ChunkRef], asked: float | None) -> list[Answer]:
         """One answer for each ref. A node that has just let a read wait in vain is not asked again at once."""
         begun = trio.current_time()
-        if node.problem is not None and begun < node.silent_until:
+        if node.problem is not None and (asked is None or begun < node.silent_until or self._given_up(node)):
             return [type(node.problem)(str(node.problem))] * len(refs)
+        deadline = node.door.deadline_seconds
+        if asked is not None:
+            deadline = min(deadline, max(self._left(volume, asked), LEAST_SECONDS))
 
         def read_sync() -> list[Answer]:
             documents = node.read_sync(volume.collection, [ref.key for ref in refs])
             return _verified(refs, documents, f"volume {volume.record.id} on {node.title}")
 
         try:
-            return await node.door.run(read_sync)
+            return await node.door.run(read_sync, deadline_seconds=deadline, abandon=True)
         except FlakeError as error:
             if isinstance(error, Unavailable | Refused):
                 self._map.suspect(node, error)
@@ -212,6 +264,11 @@ class Reader:
                 if now - begun >= node.door.deadline_seconds / 2:
                     node.silent_until = now + SILENT_SECONDS
             return [error] * len(refs)
+
+    def _given_up(self, node: Node) -> bool:
+        """Has it been away for longer than anybody waits (RD5)?"""
+        silent = node.door.silent_since
+        return silent is not None and monotonic() - silent >= self._patience
 
 
 def _verified(refs: Sequence[ChunkRef], documents: Iterable[Document], where: str) -> list[Answer]:

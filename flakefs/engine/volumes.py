@@ -147,7 +147,7 @@ class VolumeMap:
 
     async def _look(self) -> None:
         settled = {id: tuple(volume.counted) for id, volume in self._volumes.items()}
-        nodes, volumes = await self._metadata.run(self._read_sync)
+        nodes, volumes = await self._metadata.run(self._read_sync, abandon=True)
         self._take_nodes(nodes)
         for record in volumes:
             volume = self._volumes.get(record.id)
@@ -328,6 +328,11 @@ class VolumeMap:
             if id in self.unusable:
                 raise Unavailable(f"volume {volume.record.id} lies on node {id}: {self.unusable[id][1]}")
         raise Damaged(f"volume {volume.record.id} lies on no node that there is: run flakefs fsck")
+
+    @property
+    def silent_since(self) -> float | None:
+        """Since when the server that says where volumes are has not answered (mongo.door)."""
+        return self._metadata.silent_since
 
     def volume_nowait(self, id: int) -> Volume | None:
         return self._volumes.get(id)

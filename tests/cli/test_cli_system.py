@@ -187,8 +187,8 @@ def test_a_node_that_is_gone(bare, private_servers) -> None:
     bare.servers = private_servers
     bare.config.write_text(
         f'[metadata]\nuri = "{private_servers.metadata_uri}"\ndatabase = "{bare.database}"\n'
-        "[engine]\nreserve_bytes = 0\ndeadline_seconds = 1\n[vfs]\nerror_timeout_seconds = 2\n"
-        "[namespace]\nerror_timeout_seconds = 2\n"
+        "[engine]\nreserve_bytes = 0\ndeadline_seconds = 1\nerror_timeout_seconds = 2\n"
+        "[vfs]\nerror_timeout_seconds = 2\n[namespace]\nerror_timeout_seconds = 2\n"
     )
     bare.format()
     bare.ok("put", "-", "/f", input=CONTENT)

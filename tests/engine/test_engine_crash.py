@@ -102,7 +102,7 @@ async def test_a_node_that_stays_away(private_world: World) -> None:
     """Unavailable within the stated time; everything can be repeated when it is back."""
     world = private_world
     node = world.node_servers[1]
-    async with world.open(deadline_seconds=1.0) as engine:
+    async with world.open(deadline_seconds=1.0, error_timeout_seconds=2.0) as engine:
         [old] = await world.keep(engine, [b"old"])
         block, unsafe = sealed(fresh()), sealed(fresh())
         await engine.store([unsafe])

@@ -52,7 +52,7 @@ def settings(*, patience: float, deadline: float) -> dict[str, Any]:
         "metadata": {"deadline_seconds": deadline},
         "namespace": {"error_timeout_seconds": patience, "commit_interval_seconds": 0.3},
         "vfs": {"error_timeout_seconds": patience},
-        "engine": {"deadline_seconds": deadline, "poll_seconds": 0.2},
+        "engine": {"deadline_seconds": deadline, "error_timeout_seconds": patience, "poll_seconds": 0.2},
     }
 
 
