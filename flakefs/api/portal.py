@@ -3,6 +3,8 @@
 Invariants
     P1  call() returns or raises what the function did; when the file system is gone, it raises the reason.
     P2  A caller that is interrupted (Ctrl-C) cancels its operation and does not leave it running behind its back.
+    P4  Who is interrupted while the file system is being opened need not wait for a server that does not answer: the
+        thread gives up as soon as it can, and leaves nothing behind when it has opened after all.
     P3  close() returns when everything is committed and the session is closed; it may be called twice.
 
 Concurrency
@@ -34,6 +36,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
+GIVE_UP_SECONDS = 2.0
+"""What an interrupted opening is given to end in order; a call to a server that hangs takes up to its deadline."""
+
 
 class Portal:
     """An open file system in a thread of its own."""
@@ -42,6 +47,7 @@ class Portal:
         # Constant after construction
         self._opened: Future[tuple[Stack, trio.lowlevel.TrioToken, trio.Event]] = Future()
         self._failure: BaseException | None = None
+        self._give_up: Callable[[], None] = lambda: None  # set by the thread
         self._closed = False
         self._thread = threading.Thread(
             target=self._main, args=(config, kind, writable, where), name="flakefs", daemon=True
@@ -49,9 +55,10 @@ class Portal:
         self._thread.start()
         try:
             self.stack, self._token, self._stop = self._opened.result()
-        except KeyboardInterrupt:  # the thread opens, finds that nobody waits, and closes again
+        except BaseException:  # KeyboardInterrupt, or the reason why it could not be opened
             self._opened.cancel()
-            self._thread.join()
+            self._give_up()
+            self._thread.join(GIVE_UP_SECONDS)
             raise
         self.chunk_size = self.stack.fs.chunk_size
         atexit.register(self._close_at_exit)
@@ -121,11 +128,22 @@ class Portal:
                 self._opened.set_exception(error)
 
     async def _serve(self, config: Config, kind: str, writable: bool, where: str) -> None:
-        async with open_stack(config, kind=kind, writable=writable, where=where) as stack:
-            stop = trio.Event()
-            if self._opened.set_running_or_notify_cancel():
-                self._opened.set_result((stack, trio.lowlevel.current_trio_token(), stop))
-                await stop.wait()
+        token = trio.lowlevel.current_trio_token()
+        opening = trio.CancelScope()
+
+        def give_up() -> None:
+            with contextlib.suppress(trio.RunFinishedError):
+                token.run_sync_soon(opening.cancel)
+
+        self._give_up = give_up
+        with opening:
+            if self._opened.cancelled():
+                return
+            async with open_stack(config, kind=kind, writable=writable, where=where) as stack:
+                stop = trio.Event()
+                if self._opened.set_running_or_notify_cancel():
+                    self._opened.set_result((stack, token, stop))
+                    await stop.wait()
 
 
 async def _release(fs: FileSystem, handle: int) -> None:

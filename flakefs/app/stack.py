@@ -36,7 +36,7 @@ from flakefs.errors import ConfigError
 from flakefs.format.records import NodeRecord
 from flakefs.mongo.clients import check_metadata_server, connect
 from flakefs.mongo.door import Door
-from flakefs.mongo.embedded import Urls, hold
+from flakefs.mongo.embedded import Embedded, Urls, hold
 from flakefs.mongo.stream import watch_sessions
 from flakefs.namespace.sessions import Session, open_session
 from flakefs.vfs import FileSystem, open_vfs
@@ -83,35 +83,39 @@ async def open_stack(config: Config, *, kind: str, writable: bool, where: str = 
     Everything written is committed on the way out; the exit raises when that fails.
     """
     try:
-        with (
-            _urls(config) as (uri, resolve),
-            _door(config, uri, kind, "metadata") as door,
-            _door(config, uri, f"{kind}-index", "chunk index") as index,
-        ):
-            check_metadata_server(door.client, uri)
-            record = await door.run(lambda: read_filesystem(door, config.database))
-            session = await open_session(
-                door,
-                config.database,
-                kind=kind,
-                writable=writable,
-                where=where,
-                shared=True,
-                lease_seconds=config.namespace.lease_seconds,
-            )
-            watch = partial(
-                watch_sessions, partial(connect, uri, purpose="stream", deadline_seconds=WATCH_SECONDS), config.database
-            )
-            async with (
-                _held(session),
-                open_engine(
-                    index, config.database, record, config.engine, resolve=resolve, writable=writable
-                ) as engine,
-                open_vfs(
-                    door, config.database, record, engine, session, config.namespace, config.vfs, watch=watch
-                ) as fs,
+        async with _embedded(config) as urls:
+            uri = urls.metadata if urls else config.metadata_uri
+            resolve = _resolver(urls)
+            with (
+                _door(config, uri, kind, "metadata") as door,
+                _door(config, uri, f"{kind}-index", "chunk index") as index,
             ):
-                yield Stack(fs, door, config.database, session)
+                await trio.to_thread.run_sync(check_metadata_server, door.client, uri, abandon_on_cancel=True)
+                record = await door.run(lambda: read_filesystem(door, config.database))
+                session = await open_session(
+                    door,
+                    config.database,
+                    kind=kind,
+                    writable=writable,
+                    where=where,
+                    shared=True,
+                    lease_seconds=config.namespace.lease_seconds,
+                )
+                watch = partial(
+                    watch_sessions,
+                    partial(connect, uri, purpose="stream", deadline_seconds=WATCH_SECONDS),
+                    config.database,
+                )
+                async with (
+                    _held(session),
+                    open_engine(
+                        index, config.database, record, config.engine, resolve=resolve, writable=writable
+                    ) as engine,
+                    open_vfs(
+                        door, config.database, record, engine, session, config.namespace, config.vfs, watch=watch
+                    ) as fs,
+                ):
+                    yield Stack(fs, door, config.database, session)
     except BaseExceptionGroup as group:  # A4: the nurseries of the stack wrap what passes through them
         raise sole(group) from None
 
@@ -132,6 +136,20 @@ def _urls(config: Config) -> Iterator[tuple[str, Resolve]]:
     uri = config.metadata_uri
     with nullcontext(None) if uri else hold(config.embedded) as urls:
         yield urls.metadata if urls else uri, _resolver(urls)
+
+
+@asynccontextmanager
+async def _embedded(config: Config) -> AsyncIterator[Urls | None]:
+    """The embedded servers, if they are used; whoever waits for them can be cancelled (A2)."""
+    if config.metadata_uri:
+        yield None
+        return
+    servers = Embedded(config.embedded)
+    await trio.to_thread.run_sync(partial(servers.acquire, check=trio.from_thread.check_cancelled))
+    try:
+        yield servers.urls
+    finally:
+        servers.release()
 
 
 def _resolver(urls: Urls | None) -> Resolve:

@@ -11,10 +11,14 @@ Invariants
     M2  Starting and stopping happen only under <data>/start.lock, so nobody starts what another one is stopping, and a
         server that has died is restarted by one of its holders and not by all.
     M3  While it is held, a server that ends is started again (a thread waits for its end; it costs nothing meanwhile).
+    M5  Under start.lock one waits only for servers that one has started or is ending. A server that runs already and
+        does not answer holds up those who ask it, for ANSWER_SECONDS, and nobody at the lock.
+    M6  Who waits in acquire() can be called off: *check* is called again and again and may raise.
     M4  Only the owner reaches the servers: unix sockets (0700) in folders of mode 0700, no TCP.
 
 Concurrency
-    hold() may be used by any thread and nested, but not carried across a fork: become a daemon first.
+    hold() may be used by any thread and nested, but not carried across a fork: become a daemon first. Its beginning may
+    run in another thread than its end.
 
 Not here
     How one server is run (mongo.server), which mongod (mongo.binaries), which folders (mongo.folders).
@@ -25,7 +29,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +41,7 @@ from flakefs.errors import EmbeddedError
 from flakefs.mongo.binaries import find_mongod
 from flakefs.mongo.filelock import FileLock
 from flakefs.mongo.folders import MARK, check_space, prepare_data, socket_folder
-from flakefs.mongo.server import START_SECONDS, STOP_SECONDS, Mongod, ServerPlan, wait_readable
+from flakefs.mongo.server import START_SECONDS, STOP_SECONDS, Check, Mongod, ServerPlan, nothing, wait_readable
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +51,8 @@ OPLOG_MB = 512
 CACHE_SHARE = 0.05
 CACHE_MB_MIN, CACHE_MB_MAX = 256, 1024
 """Each server's WiredTiger cache: 5 % of the memory, within these; 256 MB is the least that MongoDB accepts."""
+ANSWER_SECONDS = 15.0
+"""A server that runs and accepts connections, and says nothing for so long, is stopped or overloaded."""
 _RETRY_SECONDS = (1.0, 2.0, 5.0, 10.0, 30.0)
 """Pauses between attempts to bring back a server that does not come up."""
 
@@ -73,10 +79,10 @@ class Urls(NamedTuple):
 
 
 @contextmanager
-def hold(options: EmbeddedOptions, *, start: bool = True) -> Iterator[Urls]:
-    """The embedded servers, usable while this is held. With *start* False: only if they run already."""
+def hold(options: EmbeddedOptions, *, start: bool = True, check: Check = nothing) -> Iterator[Urls]:
+    """The embedded servers, usable while this is held. With *start* False: only if they run already. *check*: M6."""
     embedded = Embedded(options)
-    embedded.acquire(start=start)
+    embedded.acquire(start=start, check=check)
     try:
         yield embedded.urls
     finally:
@@ -99,22 +105,16 @@ class Embedded:
         self._leaving = threading.Event()
         self._watcher: threading.Thread | None = None
 
-    def acquire(self, *, start: bool = True) -> None:
-        """Start what is missing and hold it (M1)."""
+    def acquire(self, *, start: bool = True, check: Check = nothing) -> None:
+        """Start what is missing and hold it (M1, M6)."""
         try:
-            self._lock_start()
+            started = self._enter(start, check)
             try:
-                self._use_lock.try_shared()  # cannot fail: exclusive ones are held only under the start lock
-                if not start and any(server.pid() is None for server in self.servers):
-                    raise EmbeddedError(
-                        f"the embedded MongoDB of {self.data} is not running: mount the file system first"
-                    )
-                self._start_missing()
+                while not self._others_answer(started, check):
+                    started = self._enter(start, check)
             except BaseException:
-                self._stop_if_last()
+                self._leave()
                 raise
-            finally:
-                self._start_lock.release()
         except BaseException:
             self._close()
             raise
@@ -130,23 +130,62 @@ class Embedded:
         if self._watcher is not None:
             self._watcher.join()
         try:
-            self._lock_start()
-            self._stop_if_last()
-        except EmbeddedError as error:
-            log.error("%s", error)  # nothing is lost: the next one to leave stops them
+            self._leave()
         finally:
             self._close()
 
     def revive(self) -> bool:
         """Start again what has ended, unless another holder has done it meanwhile (M2). Was anything done?"""
-        self._lock_start(given_up=self._leaving.is_set)
+        self._lock_start(self._check_leaving)
         try:
-            return bool(self._start_missing())
+            return bool(self._start_missing(nothing))
         finally:
             self._start_lock.release()
 
-    def _start_missing(self) -> list[Mongod]:
-        """Both at once; returns those that were started when both are usable. Under the start lock."""
+    def _enter(self, start: bool, check: Check) -> list[Mongod]:
+        """Be a holder, and start what is missing; what was started."""
+        self._lock_start(check)
+        try:
+            self._use_lock.try_shared()  # cannot fail: exclusive ones are held only under the start lock
+            if not start and any(server.pid() is None for server in self.servers):
+                raise EmbeddedError(f"the embedded MongoDB of {self.data} is not running: mount the file system first")
+            return self._start_missing(check)
+        except BaseException:
+            self._stop_if_last()
+            raise
+        finally:
+            self._start_lock.release()
+
+    def _leave(self) -> None:
+        """The last one to leave stops the servers."""
+        try:
+            self._lock_start(nothing)
+            try:
+                self._stop_if_last()
+            finally:
+                self._start_lock.release()
+        except EmbeddedError as error:
+            log.error("%s", error)  # nothing is lost: the next one to leave stops them
+
+    def _check_leaving(self) -> None:
+        if self._leaving.is_set():
+            raise EmbeddedError("not needed any more")
+
+    def _others_answer(self, started: list[Mongod], check: Check) -> bool:
+        """Wait until the servers that others have started are usable, too (M5). False: one has ended meanwhile."""
+        for server in self.servers:
+            if server in started:
+                continue
+            try:
+                server.wait_ready(answer_seconds=ANSWER_SECONDS, check=check)
+            except EmbeddedError:
+                if server.pid() is None:
+                    return False
+                raise
+        return True
+
+    def _start_missing(self, check: Check) -> list[Mongod]:
+        """Both at once; returns those that were started when they are usable. Under the start lock."""
         started: list[Mongod] = []
         while True:
             missing = [server for server in self.servers if server not in started and not self._runs(server)]
@@ -158,8 +197,8 @@ class Embedded:
                 server.start(binary)
                 started.append(server)
             try:
-                for server in self.servers:
-                    server.wait_ready()
+                for server in started:
+                    server.wait_ready(check=check)
             except EmbeddedError:
                 if all(server in started or self._runs(server) for server in self.servers):
                     raise
@@ -223,9 +262,9 @@ class Embedded:
                 wait_readable([self._wake_read], _RETRY_SECONDS[min(failures, len(_RETRY_SECONDS) - 1)])
                 failures += 1
 
-    def _lock_start(self, given_up: Callable[[], bool] = lambda: False) -> None:
+    def _lock_start(self, check: Check) -> None:
         seconds = 2 * (START_SECONDS + STOP_SECONDS)
-        if not self._start_lock.wait_exclusive(seconds, given_up):
+        if not self._start_lock.wait_exclusive(seconds, check):
             raise EmbeddedError(
                 f"another process has been starting or stopping the MongoDB of {self.data} for {seconds:.0f} s: "
                 "look for a process that hangs"

@@ -38,12 +38,13 @@ class FileLock:
     def try_shared(self) -> bool:
         return self._try(fcntl.LOCK_SH)
 
-    def wait_exclusive(self, seconds: float, given_up: Callable[[], bool] = lambda: False) -> bool:
-        """Take it; False when *seconds* are over or *given_up* says so."""
+    def wait_exclusive(self, seconds: float, check: Callable[[], None] = lambda: None) -> bool:
+        """Take it; False when *seconds* are over. *check* is called while it is waited for, and may raise."""
         deadline = time.monotonic() + seconds
         while not self.try_exclusive():
-            if time.monotonic() > deadline or given_up():
+            if time.monotonic() > deadline:
                 return False
+            check()
             time.sleep(_POLL_SECONDS)
         return True
 

@@ -9,8 +9,8 @@ Invariants
     S2  A pid found in the data folder counts only while that process has the folder's mongod.lock open: what was true
         before a crash is never a reason to signal anybody.
     S3  A server runs in its own session: Ctrl-C and the end of the process that started it do not end it.
-    S4  Every wait is bounded; a server that ends while it is waited for is reported at once, with the
-        reason from its log.
+    S4  Every wait is bounded, and can be called off by its *check*, which is called again and again and may raise. A
+        server that ends while it is waited for is reported at once, with the reason from its log.
 
 Concurrency
     Synchronous; one thread at a time for each Mongod. Who starts and stops one set of data from several processes
@@ -31,10 +31,13 @@ import socket
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
+
+import psutil
 
 from flakefs.errors import EmbeddedError
 from flakefs.mongo.diagnosis import why_it_ended
@@ -94,6 +97,14 @@ class ServerPlan:
         if self.key_file:
             arguments += ["--auth", "--keyFile", str(self.key_file)]
         return arguments
+
+
+Check = Callable[[], None]
+"""Called while something is waited for; raises to call it off."""
+
+
+def nothing() -> None:
+    """Nobody calls it off."""
 
 
 class Mongod:
@@ -193,16 +204,31 @@ class Mongod:
         # A thread that waits is what keeps an ended server from staying behind as a zombie.
         threading.Thread(target=self._child.wait, name="flakefs-reaper", daemon=True).start()
 
-    def wait_ready(self, seconds: float = START_SECONDS) -> None:
-        """Return when the server takes writes."""
+    def wait_ready(
+        self, seconds: float = START_SECONDS, *, answer_seconds: float = START_SECONDS, check: Check = nothing
+    ) -> None:
+        """Return when the server takes writes: within *seconds*, and *answer_seconds* after it accepts connections."""
         deadline = time.monotonic() + seconds
         pause = _POLL_SECONDS / 4
         while not self.listens():
             self._check_alive(deadline)
+            check()
             time.sleep(pause)
             pause = min(pause * 1.5, _POLL_SECONDS)
+        until = min(deadline, time.monotonic() + answer_seconds)
+
+        def still() -> None:
+            check()
+            if time.monotonic() >= until and until < deadline:
+                raise EmbeddedError(
+                    f"mongod (pid {self.pid()}) on {self.plan.data} runs but has not answered for "
+                    f"{answer_seconds:.0f} s: it is stopped (kill -CONT {self.pid()} lets it go on), hangs or is "
+                    f"overloaded; look into {self.plan.log}"
+                )
+            self._check_alive(deadline)
+
         if self.plan.replica_set:
-            become_primary(self.plan.socket, self.plan.replica_set, deadline, lambda: self._check_alive(deadline))
+            become_primary(self.plan.socket, self.plan.replica_set, until, still)
         self._starting = False
 
     def stop(self, seconds: float = STOP_SECONDS) -> None:
@@ -218,8 +244,12 @@ class Mongod:
         self._signal(signal.SIGKILL, STOP_SECONDS)
 
     def pause(self) -> None:
-        """SIGSTOP: the server keeps its connections and answers nothing."""
+        """SIGSTOP: the server keeps its connections and answers nothing from the return of this."""
         self._signal(signal.SIGSTOP, 0.0)
+        deadline = time.monotonic() + _DYING_SECONDS
+        with suppress(psutil.Error):
+            while psutil.Process(self.pid()).status() != psutil.STATUS_STOPPED and time.monotonic() < deadline:
+                time.sleep(_POLL_SECONDS)
 
     def resume(self) -> None:
         self._signal(signal.SIGCONT, 0.0)

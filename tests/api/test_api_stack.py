@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +24,9 @@ from flakefs.engine import EngineOptions
 from flakefs.engine.admin import create_filesystem
 from flakefs.errors import ConfigError, NotFormatted, NotFound
 from flakefs.format.records import NodeRecord
-from flakefs.mongo.embedded import EmbeddedOptions
+from flakefs.mongo.embedded import EmbeddedOptions, embedded_servers, hold
 from flakefs.namespace import schema
-from flakefs.testing.servers import Servers
+from flakefs.testing.servers import Servers, private_folder
 from flakefs.vfs import Caller
 from flakefs.vfs.paths import resolve
 
@@ -185,3 +188,63 @@ def test_names_on_a_terminal_are_escaped(monkeypatch: pytest.MonkeyPatch) -> Non
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_p4_a_command_that_waits_for_a_hanging_server_can_be_ended(private_servers: Servers, number: int) -> None:
+    """At once: the deadlines here are longer than the test may take."""
+    config = private_servers.folder / "test.conf"
+    config.write_text(
+        f'[metadata]\nuri = "{private_servers.metadata_uri}"\ndatabase = "test"\ndeadline_seconds = 600\n'
+        "[engine]\nreserve_bytes = 0\n"
+    )
+    command = [sys.executable, "-m", "flakefs", "--config", str(config)]
+    subprocess.run([*command, "format", "--node", private_servers.node_uri(1)], check=True, capture_output=True)
+    private_servers.metadata.pause()
+    socket = private_servers.metadata.plan.socket
+    before = connections(socket)
+    process = subprocess.Popen([*command, "ls"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    until_connected(socket, before)
+    process.send_signal(number)
+    process.communicate(timeout=30)
+    assert process.returncode == 128 + number
+    private_servers.metadata.resume()
+
+
+def test_p4_a_command_that_waits_for_the_embedded_servers_can_be_ended(tmp_path: Path) -> None:
+    """And holds them no longer: the last one who leaves stops them."""
+    folder = private_folder("flakefs-api-")
+    options = EmbeddedOptions(data=str(folder / "data"))
+    config = folder / "test.conf"
+    config.write_text(f'[embedded]\ndata = "{options.data}"\n[engine]\nreserve_bytes = 0\n')
+    command = [sys.executable, "-m", "flakefs", "--config", str(config)]
+    subprocess.run([*command, "format"], check=True, capture_output=True)
+    try:
+        with hold(options):
+            metadata = embedded_servers(options)[1][0]
+            metadata.pause()
+            before = connections(metadata.plan.socket)
+            process = subprocess.Popen([*command, "ls"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            until_connected(metadata.plan.socket, before)
+            process.send_signal(signal.SIGTERM)
+            process.communicate(timeout=10)  # ANSWER_SECONDS is longer
+            assert process.returncode == 128 + signal.SIGTERM
+            metadata.resume()
+        assert [server.pid() for server in embedded_servers(options)[1]] == [None, None]
+    finally:
+        for server in embedded_servers(options)[1]:
+            server.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def connections(socket: Path) -> int:
+    """How many ends of connections have this name, the listening one included."""
+    return sum(line.endswith(f" {socket}") for line in Path("/proc/net/unix").read_text().splitlines())
+
+
+def until_connected(socket: Path, before: int) -> None:
+    """Return when there is a further connection: somebody asks, and gets no answer."""
+    deadline = time.monotonic() + 60
+    while connections(socket) <= before:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

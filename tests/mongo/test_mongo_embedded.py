@@ -1,6 +1,7 @@
-"""The life of the embedded servers: who starts, revives and stops them (M1 to M4, F1, F2, S1 to S4, R1)."""
+"""The life of the embedded servers: who starts, revives and stops them (M1 to M6, F1, F2, S1 to S4, R1)."""
 
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -13,8 +14,10 @@ import pymongo
 import pytest
 
 from flakefs.errors import EmbeddedError
+from flakefs.mongo import embedded as embedded_module
 from flakefs.mongo.clients import check_metadata_server, check_node_server
 from flakefs.mongo.embedded import Embedded, EmbeddedOptions, embedded_servers, hold
+from flakefs.mongo.filelock import FileLock
 
 PATIENCE = 60.0
 
@@ -266,3 +269,65 @@ def test_a_fork_of_the_holder_does_not_let_go(data):
     finally:
         embedded.release()
     assert pids(data) == [None, None]
+
+
+def test_a_server_that_hangs_holds_up_nobody_at_the_lock(data, monkeypatch):
+    """M5: who asks it waits and is told what is wrong; who can do without it is not kept from starting or leaving."""
+    monkeypatch.setattr(embedded_module, "ANSWER_SECONDS", 2.0)
+    with hold(options(data)):
+        metadata = embedded_servers(options(data))[1][0]
+        metadata.pause()
+        try:
+            waiting = threading.Event()
+            told = []
+
+            def ask():
+                try:
+                    with hold(options(data), check=waiting.set):
+                        told.append(None)
+                except EmbeddedError as error:
+                    told.append(str(error))
+
+            threads = [threading.Thread(target=ask) for _ in range(3)]
+            for thread in threads:
+                thread.start()
+            assert waiting.wait(PATIENCE)
+            lock = FileLock(data / "start.lock")
+            assert lock.wait_exclusive(1.9), "the lock is held while somebody waits for the server"
+            lock.close()
+            for thread in threads:
+                thread.join(PATIENCE)
+            assert len(told) == 3
+            assert all(re.search(r"runs but has not answered for 2 s: it is stopped \(kill -CONT", t) for t in told)
+        finally:
+            metadata.resume()
+        with hold(options(data)) as urls, client(urls.metadata) as found:
+            assert found.admin.command("ping")["ok"]
+    assert pids(data) == [None, None]
+
+
+def test_a_wait_can_be_called_off(data):
+    """M6: and the one who waited holds nothing any more."""
+
+    class CalledOff(Exception):
+        pass
+
+    def check():
+        raise CalledOff
+
+    with hold(options(data)):
+        metadata = embedded_servers(options(data))[1][0]
+        metadata.pause()
+        try:
+            with pytest.raises(CalledOff), hold(options(data), check=check):
+                pass
+        finally:
+            metadata.resume()
+        lock = FileLock(data / "start.lock")
+        try:
+            assert lock.wait_exclusive(PATIENCE)
+            with pytest.raises(CalledOff), hold(options(data), check=check):
+                pass
+        finally:
+            lock.close()
+    assert pids(data) == [None, None], "it was the last one"
