@@ -25,6 +25,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+from collections import deque
 from collections.abc import Sequence
 
 from pyfuse3 import (
@@ -43,6 +44,7 @@ from pyfuse3 import (
 )
 from pyfuse3 import Operations as Handlers
 
+from flakefs.errors import NoAttribute
 from flakefs.fuse.attributes import dot_entry, entry_maker, no_entry, statvfs_data
 from flakefs.fuse.boundary import answered, silent
 from flakefs.fuse.caches import KernelCaches
@@ -101,6 +103,7 @@ class Operations(Handlers):
         # Mutable; changed between checkpoints only
         self._folders: dict[int, OpenFolder] = {}
         self._appending: dict[int, int] = {}  # handles that the kernel caches pages for: inode
+        self._looks: deque[tuple[RequestContext, bool]] = deque(maxlen=options.tasks)  # the last getxattr: was it there
 
     def ino_of(self, fh: int) -> int:
         """For the log (fuse.boundary)."""
@@ -211,11 +214,23 @@ class Operations(Handlers):
             known = self._fs.peek(inode)
             if known is not None and not known.xattrs:
                 raise FUSEError(errno.ENODATA)
-        return await self._fs.getxattr(inode, name)
+        if not self._ns.shared:
+            return await self._fs.getxattr(inode, name)
+        try:
+            value = await self._fs.getxattr(inode, name)
+        except NoAttribute:
+            self._looks.append((ctx, False))
+            raise
+        self._looks.append((ctx, True))
+        return value
 
     @answered
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
-        await self._fs.setxattr(inode, name, value)
+        """pyfuse3 makes XATTR_CREATE and XATTR_REPLACE of a getxattr before it, with the same context. On one mount the
+        kernel's lock of the inode holds both together; other mounts do not know it, so the look is done once more.
+        """
+        there = next((there for asked, there in self._looks if asked is ctx), None) if self._looks else None
+        await self._fs.setxattr(inode, name, value, create=there is False, replace=there is True)
 
     @answered
     async def listxattr(self, inode: int, ctx: RequestContext) -> list[bytes]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from flakefs.testing.mounted import Mount
 from tests.posix.calls import put
 from tests.posix.kit import failing, moves, needs_root
 
@@ -140,6 +141,17 @@ def test_reading_moves_atime_as_relatime_says(file: Path) -> None:
         read(file)
     os.utime(file, ns=(file.stat().st_ctime_ns - 2 * DAY_NS, 0))
     with moves(file, "atime"):
+        read(file)
+
+
+def test_an_access_time_stays_in_shared_mode(mounted: Mount) -> None:
+    """It is stored later than the read, and every open there looks at what is stored."""
+    mounted.another()
+    file = mounted.path / "file"
+    file.write_bytes(b"0123456789")
+    with moves(file, "atime"):
+        read(file)
+    with moves(file):
         read(file)
 
 

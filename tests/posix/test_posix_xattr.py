@@ -9,6 +9,7 @@ import struct
 import subprocess
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -65,26 +66,37 @@ def test_create_and_replace(file: Path) -> None:
 
 def test_one_creator_wins(file: Path) -> None:
     for turn in range(20):
-        won: list[int] = []
-        barrier = threading.Barrier(4)
+        check_that_one_wins([file] * 4, f"user.{turn}")
 
-        def create(
-            number: int, name: str = f"user.{turn}", won: list[int] = won, at: threading.Barrier = barrier
-        ) -> None:
-            at.wait()
-            try:
-                os.setxattr(file, name, b"%d" % number, os.XATTR_CREATE)
-                won.append(number)
-            except FileExistsError:
-                pass
 
-        threads = [threading.Thread(target=create, args=(number,)) for number in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert len(won) == 1
-        assert os.getxattr(file, f"user.{turn}") == b"%d" % won[0]
+def test_one_creator_wins_on_two_mounts(mounted: Mount) -> None:
+    other = mounted.another()
+    (mounted.path / "f").touch()
+    for turn in range(20):
+        check_that_one_wins([mounted.path / "f", other.path / "f"] * 2, f"user.{turn}")
+    with failing(errno.ENODATA):
+        os.setxattr(other.path / "f", "user.none", b"", os.XATTR_REPLACE)
+    os.removexattr(mounted.path / "f", "user.0")
+    with failing(errno.ENODATA):
+        os.setxattr(other.path / "f", "user.0", b"", os.XATTR_REPLACE)
+    os.setxattr(other.path / "f", "user.0", b"", os.XATTR_CREATE)
+
+
+def check_that_one_wins(paths: list[Path], name: str) -> None:
+    barrier = threading.Barrier(len(paths))
+
+    def create(number: int) -> bool:
+        barrier.wait()
+        try:
+            os.setxattr(paths[number], name, b"%d" % number, os.XATTR_CREATE)
+        except FileExistsError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(len(paths)) as pool:
+        won = list(pool.map(create, range(len(paths))))
+    assert won.count(True) == 1
+    assert {os.getxattr(path, name) for path in paths} == {b"%d" % won.index(True)}
 
 
 def test_user_attributes_follow_the_permission_bits(folder: Path, file: Path, person: Callable[..., Person]) -> None:
