@@ -5,7 +5,8 @@ Invariants
     J2  commit() returns only when everything changed before the call is durable.
     J3  Nothing is dropped because it could not be stored: it is tried again for as long as the process lives.
     J4  After error_timeout without success `failure` is set: those who wait are told and changes are refused; both
-        end with the first success. Fenced and a failed guard are final.
+        end with the first success. Fenced and a failed guard are final. Who asks for a commit while it is set has the
+        journal try at once, and waits HURRY_SECONDS for what comes of it: the server may be back.
     J5  A full node (NoSpace) refuses nothing but the commit: the group is taken back, so that removing files can
         help.
     J7  In shared mode a group that meets a conflict is taken back and read again with everything that is not committed:
@@ -43,6 +44,7 @@ log = logging.getLogger(__name__)
 
 PAUSE_FIRST_SECONDS = 0.02
 PAUSE_MAX_SECONDS = 2.0
+HURRY_SECONDS = 3.0
 PAUSE_SHARED_SECONDS = 0.001
 """The first pause after a transaction of another session was in the way."""
 TRANSACTION_SECONDS = 30.0
@@ -78,6 +80,7 @@ class Journal:
         self._over = False  # no attempt will be made any more
         self._scope = trio.CancelScope(shield=True)
         self._wake = trio.Event()
+        self._hurry = trio.Event()  # somebody waits for the next attempt
         self._progress = trio.Event()
         self._flight: dict[Block, None] = {}  # blocks of the running commit
         self._kept: list[set[Block]] = []  # blocks of the last ones
@@ -111,6 +114,8 @@ class Journal:
             return
         need = self._cuts + 1 if self._pending else self._cuts
         await trio.lowlevel.checkpoint()
+        if self._done < need and self._cache.failure is not None:
+            await self._second_chance()
         while self._done < need:
             self._raise_failure(need)
             if self._cuts < need:
@@ -137,6 +142,13 @@ class Journal:
             self._tickets.discard(ticket)
         if ticket.lost:
             raise Conflict("another session was first")
+
+    async def _second_chance(self) -> None:
+        """J4."""
+        self._hurry.set()
+        with trio.move_on_after(HURRY_SECONDS):
+            while self._cache.failure is not None and not self._over:
+                await self._progress.wait()
 
     async def room(self) -> None:
         """Wait while too much is dirty; raises what commit() would."""
@@ -303,7 +315,10 @@ class Journal:
         self._trouble = error
         self.retries += 1
         self._check_patience()
-        await trio.sleep(pause * (0.5 + random()))
+        with trio.move_on_after(pause * (0.5 + random())):
+            await self._hurry.wait()
+            self._hurry = trio.Event()
+            return PAUSE_FIRST_SECONDS
         return min(2 * pause, PAUSE_MAX_SECONDS)
 
     def _log_bug(self, error: Exception) -> None:

@@ -15,6 +15,7 @@ import pytest
 from flakefs.errors import MountError
 from flakefs.testing.mounted import Mount
 from flakefs.testing.servers import Servers
+from tests.failures.conftest import settings
 
 MIB = 1024 * 1024
 TROUBLE = (
@@ -101,6 +102,57 @@ def test_p5_a_server_is_killed_and_started_again(patient: Mount, servers: Server
     assert (copier.finish() == written) is reading
     patient.remount()
     assert hashlib.sha256(copier.path.read_bytes()).hexdigest() == copier.digest.hexdigest()
+
+
+@pytest.mark.parametrize("which", ["node", "metadata"])
+def test_p5_cold_reads_and_new_files_wait(
+    new_mount: Callable[..., Mount], servers: Servers, within: Within, which: str
+) -> None:
+    """For longer than the deadline of a call: a fail-over takes 10 s."""
+    mount = new_mount(settings=settings(patience=60.0, deadline=0.5))
+    mount.expect_log(TROUBLE)
+    path = mount.path
+    (path / "folder").mkdir()
+    write(path / "folder" / "cold", b"x" * MIB)
+    mount.remount()
+    server = servers.node(1) if which == "node" else servers.metadata
+    done: list[object] = []
+    calls = [(path / "folder" / "cold").read_bytes]
+    if which == "metadata":
+        calls += [(path / "new").touch, lambda: os.listdir(path / "folder")]
+    threads = [threading.Thread(target=lambda call=call: done.append(call()), daemon=True) for call in calls]
+    server.pause()
+    try:
+        for thread in threads:
+            thread.start()
+        threads[0].join(3.0)  # several deadlines
+        assert done == []
+    finally:
+        server.resume()
+    for thread in threads:
+        within(thread.join)
+    assert len(done) == len(calls)
+    assert b"x" * MIB in done
+
+
+@pytest.mark.parametrize("which", ["node", "metadata"])
+def test_p3_an_fsync_right_after_the_server_is_back(
+    impatient: Mount, servers: Servers, within: Within, which: str
+) -> None:
+    """J4: it does not fail because the next attempt was planned for later."""
+    impatient.expect_log(TROUBLE)
+    content = os.urandom(MIB)
+    (impatient.path / "first").touch()  # so that a new file needs no question to the server
+    server = servers.node(1) if which == "node" else servers.metadata
+    with (impatient.path / "file").open("wb", buffering=0) as file:
+        server.kill()
+        file.write(content)
+        with failing(errno.EIO):
+            within(os.fsync, file.fileno())
+        server.start()
+        within(os.fsync, file.fileno())
+    impatient.remount()
+    assert (impatient.path / "file").read_bytes() == content
 
 
 def test_p3_a_node_that_stays_away(impatient: Mount, servers: Servers, within: Within, until: Within) -> None:

@@ -212,6 +212,28 @@ async def test_nodes_that_fail_are_tried_again(world) -> None:
     world.audit()
 
 
+@pytest.mark.logs
+async def test_a_commit_after_a_failure_tries_at_once(world, monkeypatch: pytest.MonkeyPatch) -> None:
+    """J4: an fsync right after the server is back succeeds, whenever the journal would have tried again."""
+    monkeypatch.setattr(journal, "PAUSE_FIRST_SECONDS", 3600.0)
+    monkeypatch.setattr(journal, "PAUSE_MAX_SECONDS", 3600.0)
+    monkeypatch.setattr(journal, "HURRY_SECONDS", 0.5)
+    async with world.open(NamespaceOptions(commit_interval_seconds=3600, error_timeout_seconds=0.2)) as ns:
+        world.content.fail = [Unavailable("node 1 does not answer")] * 2
+        await world.file(ns, ns.root, b"f", b"data")
+        for calls in (1, 2):
+            with trio.fail_after(30), pytest.raises(Unavailable):
+                await ns.commit()
+            assert world.content.calls == calls
+            assert ns.failure is not None
+        with trio.fail_after(30):
+            await ns.commit()
+        assert ns.failure is None
+        await world.file(ns, ns.root, b"g")
+    world.audit()
+    assert set(world.tree()) == {b"/f", b"/g"}
+
+
 async def test_full_nodes_refuse_the_commit_and_nothing_else(world) -> None:
     """J5, P8."""
     async with world.open() as ns:
