@@ -44,6 +44,10 @@ AT_ONCE_BYTES = 64 * 1024
 database); with more, the way that takes the fewest bytes."""
 SEVERAL = -1
 """In place of a window: the block holds pieces of several."""
+BATCH_BYTES_MIN = 2 * 1024 * 1024
+BATCH_BYTES_MAX = 4 * 1024 * 1024
+"""In one engine call, when so much waits; within these a sixteenth of the dirty bytes, so that several calls are in
+flight. 4 MiB take a tenth less CPU time than 2; with 8 the memory peaks at 336 MiB instead of 285."""
 BATCH_BLOCKS = 512
 """Small blocks in one engine call; it looks them up with one query."""
 RETRY_SECONDS = (0.1, 0.25, 0.5, 1.0, 2.0)
@@ -61,7 +65,7 @@ class Writeback:
         self.chunk_size = chunk_size
         self.zeros = bytes(chunk_size)
         self._tasks = options.store_tasks
-        self._batch_bytes = max(2 * 1024 * 1024, chunk_size)
+        self._batch_bytes = max(chunk_size, BATCH_BYTES_MIN, min(BATCH_BYTES_MAX, options.dirty_bytes // 16))
         # Mutable
         self.budget = Budget(options.dirty_bytes, options.error_timeout_seconds)
         self.contents: dict[int, FileContent] = {}
