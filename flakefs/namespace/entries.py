@@ -5,6 +5,8 @@ Invariants
     E2  After every await everything is looked at again; results are built with no await after the last look.
     E3  A listing has every name that is there from its first call to its last exactly once, whatever else is added
         and removed meanwhile: a cookie is abs(document id), and a name keeps its cookie when its document changes.
+    E4  An answer that was asked for before something in the folder was forgotten (`doubts`) may be older than what it
+        was forgotten for: it says nothing about names.
 
 Concurrency
     Belongs to the trio thread. A folder is loaded by one task at a time; the others wait for it.
@@ -16,20 +18,25 @@ Not here
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from operator import itemgetter
-from typing import Any
+from typing import Any, TypeVar
 
 import trio
 from bson.int64 import Int64
+from pymongo.database import Database
+from pymongo.read_concern import ReadConcern
 
 from flakefs.errors import Damaged, NotDirectory
-from flakefs.format.documents import INODES, InodeRecord, LinkRecord
+from flakefs.format.documents import INODES, Document, InodeRecord, LinkRecord
 from flakefs.format.names import to_stored
 from flakefs.namespace.cache import Cache
 from flakefs.namespace.folders import Record, look_up, read_folder, read_page, read_record
 from flakefs.namespace.inode import UNKNOWN, Entry, Inode, Link, Unknown, cookie_of
 from flakefs.namespace.options import LISTING_MAX, LOOKUP_LOADS
+
+T = TypeVar("T")
 
 Named = tuple[tuple[Inode, bytes], ...]
 """(folder, name), several."""
@@ -108,7 +115,11 @@ class Entries:
             return []
         most = 0 if parent.large else LOOKUP_LOADS
         with cache.loading() as touched:
-            whole, records = await cache.read(lambda db: look_up(db, parent.ino, name, most))
+            read = partial(read_at_once, cache) if cache.expiring else cache.read
+            doubts = parent.doubts
+            whole, records = await read(lambda db: look_up(db, parent.ino, name, most))
+            if parent.doubts != doubts:
+                return []  # E4
             held = self.absorb(parent, records, touched)
             if not parent.complete:
                 if whole:
@@ -123,7 +134,7 @@ class Entries:
         cache = self.cache
         query = {"$or": [{"p": Int64(folder.ino), "n": to_stored(name)} for folder, name in names]}
         with cache.loading() as touched:
-            records = await cache.read(lambda db: [read_record(document) for document in db[INODES].find(query)])
+            records = await read_at_once(cache, lambda db: [read_record(found) for found in db[INODES].find(query)])
             found = {(record.parent, record.name): record for record in records}
             result: list[int | None] = []
             for folder, name in names:
@@ -174,8 +185,10 @@ class Entries:
         self.loading[parent.ino] = done = trio.Event()
         try:
             with self.cache.loading() as touched:
-                records = await self.cache.read(lambda db: read_folder(db, parent.ino, LISTING_MAX))
-                if parent.complete:
+                read = partial(read_at_once, self.cache) if self.cache.expiring else self.cache.read
+                doubts = parent.doubts
+                records = await read(lambda db: read_folder(db, parent.ino, LISTING_MAX))
+                if parent.complete or parent.doubts != doubts:  # E4
                     return []
                 if records is None:
                     parent.large = True
@@ -290,6 +303,14 @@ class Entries:
         return UNKNOWN if parent.complete else False
 
 
+async def read_at_once(cache: Cache, query: Callable[[Database[Document]], T]) -> T:
+    """As Cache.read(), and each find sees one moment, not older than any commit that was answered. Any other find may
+    see one document before, the next after somebody's commit: of a rename neither name, of a replaced file none.
+    """
+    at_once = cache.database.with_options(read_concern=ReadConcern("snapshot"))
+    return await cache.read(lambda _: query(at_once))
+
+
 # -- changing what memory knows; used by namespace.changes --
 
 
@@ -359,6 +380,7 @@ def forget_name(parent: Inode, name: bytes) -> None:
     """Nothing is known of *name* any more."""
     if parent.entries is not None:
         parent.entries.pop(name, None)
+        parent.doubts += 1
         parent.complete = False
         parent.order = None
 

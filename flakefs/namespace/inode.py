@@ -70,6 +70,7 @@ class Inode:
         "complete",
         "ctime",
         "dirty",
+        "doubts",
         "entries",
         "expires",
         "flying",
@@ -141,6 +142,7 @@ class Inode:
         self.complete = False
         self.large = False  # has more entries than are kept whole
         self.prefetched = False
+        self.doubts = 0  # how often something in it was forgotten, because others may have changed it
         self.order: list[tuple[int, bytes]] | None = None  # while it is listed: (cookie, name), a sorted superset
         self.aliases: dict[bytes, int] | None = None  # name -> cookie, where it is no longer abs(document id)
         # What the journal keeps
@@ -225,6 +227,7 @@ class Inode:
     def forget_entries(self) -> None:
         """The folder is unknown again; nothing of it may be uncommitted."""
         self.entries = {}
+        self.doubts += 1
         self.complete = self.prefetched = False
         self.order = self.aliases = None
 

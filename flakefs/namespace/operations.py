@@ -7,6 +7,7 @@ Purpose
 Invariants
     OP1  In shared mode nothing is answered that is not committed, and a refusal (Exists, NotFound...) is given only
          when the names concerned were read again, all at one moment, and led to what it was based on.
+    OP3  So is the success of an operation that has nothing to change: no guard has tested what it was based on.
     OP2  An operation that began alone and ended in shared mode is committed before it is answered, too.
 
 Concurrency
@@ -26,6 +27,7 @@ from typing import TypeVar
 
 import trio
 from bson.int64 import Int64
+from pymongo.database import Database
 
 from flakefs.errors import (
     Conflict,
@@ -39,13 +41,14 @@ from flakefs.errors import (
     Stale,
     Unavailable,
 )
-from flakefs.format.documents import INODES
+from flakefs.format.documents import INODES, Document
 from flakefs.format.names import to_stored
 from flakefs.namespace.cache import STALE, Cache, Place
 from flakefs.namespace.coherence import Coherence
 from flakefs.namespace.entries import Entries, Named, known_id
 from flakefs.namespace.inode import Inode
 from flakefs.namespace.journal import Journal
+from flakefs.namespace.renames import UNCHANGED
 
 T = TypeVar("T")
 
@@ -84,7 +87,10 @@ class Operations:
                 if not names or await self._stands(names, error):
                     raise
             else:
-                if await self.committed(names):
+                if result is not UNCHANGED:
+                    if await self.committed(names):
+                        return result
+                elif await self._stands(names):  # OP3
                     return result
             attempt += 1
             if monotonic() > deadline:
@@ -106,6 +112,7 @@ class Operations:
                 changing[place] -= 1
                 if not changing[place]:
                     del changing[place]
+                    self._coherence.changed((place,))
         self._coherence.committed(places)
         self._cache.touched(places)
         return True
@@ -122,7 +129,7 @@ class Operations:
             if cache.stale(inode) or inode.gone:
                 await cache.get(inode.ino)
 
-    async def _stands(self, names: Named, error: PosixError) -> bool:
+    async def _stands(self, names: Named, error: PosixError | None = None) -> bool:
         """OP1; otherwise memory knows better now."""
         cache = self._cache
         places = tuple((folder.ino, name) for folder, name in names)
@@ -142,13 +149,16 @@ class Operations:
         child = cache.known.get(ino)
         if child is not None and child.entries and not (child.dirty or child.flying or cache.busy(child)):
             child.forget_entries()
-        places = {"p": Int64(folder.ino), "n": to_stored(name), "_id": Int64(ino)}
-        return await cache.read(
-            lambda db: (
-                db[INODES].find_one({"p": Int64(ino)}, {"_id": 1}) is not None
-                and db[INODES].find_one(places, {"_id": 1}) is not None
-            )
-        )
+        place = {"p": Int64(folder.ino), "n": to_stored(name), "_id": Int64(ino)}
+
+        def look(db: Database[Document]) -> bool:
+            with db.client.start_session(snapshot=True) as moment:
+                return all(
+                    db[INODES].find_one(query, {"_id": 1}, session=moment) is not None
+                    for query in ({"p": Int64(ino)}, place)
+                )
+
+        return await cache.read(look)
 
     def _doubt_folders(self) -> None:
         for inode in self._cache.known.values():

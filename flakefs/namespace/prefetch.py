@@ -131,6 +131,7 @@ class Prefetch:
         by_ino = batch.folders
         try:
             with self._cache.loading() as touched:
+                doubts = {ino: folder.doubts for ino, folder in by_ino.items()}
                 query = partial(read_folders, inos=sorted(by_ino), limit=limit + 1)
                 groups, count = await self._cache.read(query, wait=False)
                 if count > limit:  # the last ones were not read, and one perhaps not whole
@@ -138,7 +139,7 @@ class Prefetch:
                     by_ino = {ino: folder for ino, folder in by_ino.items() if ino < last}
                 merged = 0
                 for ino, folder in by_ino.items():
-                    if not folder.complete and not folder.gone:
+                    if not folder.complete and not folder.gone and folder.doubts == doubts[ino]:
                         records = groups.get(ino, [])
                         self._entries.absorb(folder, records, touched)
                         folder.complete = folder.prefetched = True

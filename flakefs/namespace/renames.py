@@ -3,7 +3,7 @@
 Invariants
     R1  As H1: everything is loaded, looked at again, checked and changed with no await in between.
     R2  A folder never comes to lie inside itself.
-    R3  Two names of the same inode stay as they are.
+    R3  Two names of the same inode stay as they are, which is a success.
 
 Concurrency
     Belongs to the trio thread.
@@ -13,6 +13,9 @@ Not here
 """
 
 from __future__ import annotations
+
+import enum
+from typing import Final, Literal
 
 from flakefs.errors import (
     Exists,
@@ -31,6 +34,14 @@ from flakefs.namespace.options import LINK_MAX
 from flakefs.values import ROOT_INO
 
 
+class _Unchanged(enum.Enum):
+    UNCHANGED = "unchanged"
+
+
+UNCHANGED: Final = _Unchanged.UNCHANGED
+"""What an operation returns that had nothing to change (R3)."""
+
+
 class Renames:
     def __init__(self, changes: Changes) -> None:
         self._changes = changes
@@ -47,7 +58,7 @@ class Renames:
         noreplace: bool = False,
         exchange: bool = False,
         now: int,
-    ) -> None:
+    ) -> Literal[_Unchanged.UNCHANGED] | None:
         """See rename(2) and renameat2(2)."""
         checked(name)
         checked(new_name)
@@ -68,7 +79,7 @@ class Renames:
             if noreplace and target is not None:
                 raise Exists(f"there is a {new_name!r} already")
             if source is target:
-                return  # R3
+                return UNCHANGED
             if not self._ancestors_known(parent, new_parent, source, target):
                 held += await self._load_ancestors(parent)
                 held += await self._load_ancestors(new_parent)
@@ -96,6 +107,7 @@ class Renames:
             self._replace(parent, name, source, new_parent, new_name, target, heir, now)
         for folder in (parent, new_parent):
             self._cache.names_changed(folder, now)
+        return None
 
     # -- with no await --
 
