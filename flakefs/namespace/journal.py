@@ -117,6 +117,8 @@ class Journal:
         if self._done < need and self._cache.failure is not None:
             await self._second_chance()
         while self._done < need:
+            if self._done == self._cuts and not self._pending:
+                return  # what was to be in the next group was taken back (J7): nobody would make one
             self._raise_failure(need)
             if self._cuts < need:
                 self.wake()

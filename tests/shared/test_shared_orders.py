@@ -12,12 +12,13 @@ import trio
 from pymongo import MongoClient
 
 from flakefs.app.stack import Stack
+from flakefs.errors import Exists
 from flakefs.format.documents import INODES
 from flakefs.namespace.commit import transact
 from flakefs.testing.servers import Servers
 from flakefs.testing.stack import Fresh
 from flakefs.values import ROOT_INO
-from tests.shared.conftest import ROOT, eventually, put, together, two, until
+from tests.shared.conftest import PATIENCE_SECONDS, ROOT, eventually, put, together, two, until
 
 T = TypeVar("T")
 LOOKS = 1_000
@@ -172,3 +173,29 @@ async def test_a_folder_with_changes_of_its_own_believes_nothing_after_a_gap(fre
         await one.fs.ns.commit()
         assert await one.fs.lookup(folder.ino, b"a") is not None
         assert other.fs.ns.shared
+
+
+async def test_a_commit_that_waits_for_what_was_taken_back_ends(fresh: Fresh, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a session neither works alone again nor ends."""
+    async with two(fresh) as (one, other):
+        run, began, free = one.door.run, trio.Event(), trio.Event()
+
+        async def held(call: Callable[[], T], **options: Any) -> T:
+            if getattr(call, "func", None) is transact:
+                began.set()
+                await free.wait()
+            return await run(call, **options)
+
+        monkeypatch.setattr(one.door, "run", held)
+
+        async def change() -> None:
+            await began.wait()
+            one.fs.ns.changed(one.fs.ns.root)  # for the next commit, which is not to be
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(one.fs.ns.commit)
+                await other.fs.mkdir(ROOT_INO, b"f", 0o755, ROOT)
+                free.set()
+
+        with trio.fail_after(PATIENCE_SECONDS):
+            refused, _ = await together(partial(one.fs.mkdir, ROOT_INO, b"f", 0o755, ROOT), change)
+        assert isinstance(refused, Exists)
