@@ -27,6 +27,7 @@ import errno
 import logging
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -46,6 +47,9 @@ log = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 20.0
 """For each of: unmounting, and finishing requests that have begun."""
+SWITCH_SECONDS = 0.0005
+"""So long at most a worker thread keeps the interpreter while the trio thread waits to answer. With Python's 5 ms, cold
+reading of a large file took 1.4 times as long, and a cold `find` of 10,000 entries 1.15 times."""
 _LIBFUSE_NOISE = re.compile(r"^(?:fuse|fusermount3?): ")
 
 
@@ -86,8 +90,13 @@ class _Serving:
 async def serve(fs: FileSystem, mountpoint: str, options: FuseOptions, *, ready: Callable[[], None]) -> None:
     """Mount, answer until unmounted or cancelled, unmount. Raises MountError when the kernel says no."""
     logging.getLogger("pyfuse3").addFilter(_unexpected)
-    with quick_loop() as turn:
-        await _serve(fs, _Serving(mountpoint, options, turn), ready)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_SECONDS)
+    try:
+        with quick_loop() as turn:
+            await _serve(fs, _Serving(mountpoint, options, turn), ready)
+    finally:
+        sys.setswitchinterval(before)
 
 
 async def _serve(fs: FileSystem, serving: _Serving, ready: Callable[[], None]) -> None:
