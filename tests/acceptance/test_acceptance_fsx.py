@@ -31,7 +31,7 @@ def test_fsx(new_mount: NewMount, chunk_size: int) -> None:
             if SECONDS:
                 fsx.run(seconds=SECONDS / 2 / rounds)
             else:
-                fsx.run(operations=400)
+                fsx.run(operations=250)
             fsx.close()
             mount.remount()
             fsx.compare()

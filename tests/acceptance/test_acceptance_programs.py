@@ -36,7 +36,7 @@ with sqlite3.connect(path, timeout=60, isolation_level=None) as database:
         if number == 5:
             print("under way", flush=True)
 """
-TRANSACTIONS = 40
+TRANSACTIONS = 25
 
 
 def run(*words: object, **options: object) -> str:
