@@ -291,9 +291,10 @@ async def test_errors_inside_leave_as_they_are(world) -> None:
         await fall()
     assert set(world.tree()) == {b"/f"}
     world.db[SESSIONS].update_many({}, {"$set": {"state": "dead"}})
-    with trio.move_on_after(0.05) as scope:
+    with trio.CancelScope() as scope:
         async with world.open() as ns:
             await world.file(ns, ns.root, b"g")
+            scope.cancel()
             await trio.sleep_forever()
     assert scope.cancelled_caught
     assert set(world.tree()) == {b"/f", b"/g"}
