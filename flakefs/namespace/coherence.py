@@ -102,10 +102,9 @@ class Coherence:
                 # What was made alone is not committed: nobody else can have changed it. It stays complete, too: of a
                 # name that was removed from a complete folder only that tells, until the commit.
                 continue
-            else:
-                kept = {name: entry for name, entry in inode.entries.items() if (inode.ino, name) in cache.changing}
-                inode.forget_entries()
-                inode.entries = kept
+            kept = {name: entry for name, entry in inode.entries.items() if (inode.ino, name) in cache.changing}
+            inode.forget_entries()
+            inode.entries = kept
         cache.touched(list(cache.known))
         if self.kernel is not None:
             self.kernel.drop_all()
