@@ -19,12 +19,12 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
-from functools import partial
 from operator import itemgetter
 from typing import Any, TypeVar
 
 import trio
 from bson.int64 import Int64
+from pymongo.client_session import ClientSession
 from pymongo.database import Database
 from pymongo.read_concern import ReadConcern
 
@@ -115,9 +115,8 @@ class Entries:
             return []
         most = 0 if parent.large else LOOKUP_LOADS
         with cache.loading() as touched:
-            read = partial(read_at_once, cache) if cache.expiring else cache.read
             doubts = parent.doubts
-            whole, records = await read(lambda db: look_up(db, parent.ino, name, most))
+            whole, records = await cache.read(lambda db: look_up(db, parent.ino, name, most))
             if parent.doubts != doubts:
                 return []  # E4
             held = self.absorb(parent, records, touched)
@@ -134,7 +133,11 @@ class Entries:
         cache = self.cache
         query = {"$or": [{"p": Int64(folder.ino), "n": to_stored(name)} for folder, name in names]}
         with cache.loading() as touched:
-            records = await read_at_once(cache, lambda db: [read_record(found) for found in db[INODES].find(query)])
+            records = await cache.read(
+                lambda db: at_one_moment(
+                    db, lambda moment: [read_record(document) for document in db[INODES].find(query, session=moment)]
+                )
+            )
             found = {(record.parent, record.name): record for record in records}
             result: list[int | None] = []
             for folder, name in names:
@@ -185,9 +188,8 @@ class Entries:
         self.loading[parent.ino] = done = trio.Event()
         try:
             with self.cache.loading() as touched:
-                read = partial(read_at_once, self.cache) if self.cache.expiring else self.cache.read
                 doubts = parent.doubts
-                records = await read(lambda db: read_folder(db, parent.ino, LISTING_MAX))
+                records = await self.cache.read(lambda db: read_folder(db, parent.ino, LISTING_MAX))
                 if parent.complete or parent.doubts != doubts:  # E4
                     return []
                 if records is None:
@@ -303,12 +305,16 @@ class Entries:
         return UNKNOWN if parent.complete else False
 
 
-async def read_at_once(cache: Cache, query: Callable[[Database[Document]], T]) -> T:
-    """As Cache.read(), and each find sees one moment, not older than any commit that was answered. Any other find may
-    see one document before, the next after somebody's commit: of a rename neither name, of a replaced file none.
+def at_one_moment(db: Database[Document], query: Callable[[ClientSession], T]) -> T:
+    """Run *query* in a transaction that only reads. A find without one may see one document before somebody's commit
+    and the next after it; one with read concern "snapshot" may see a moment before a commit that was answered.
     """
-    at_once = cache.database.with_options(read_concern=ReadConcern("snapshot"))
-    return await cache.read(lambda _: query(at_once))
+    with db.client.start_session() as session:
+        session.start_transaction(read_concern=ReadConcern("local"))
+        try:
+            return query(session)
+        finally:
+            session.abort_transaction()
 
 
 # -- changing what memory knows; used by namespace.changes --

@@ -27,6 +27,7 @@ from typing import TypeVar
 
 import trio
 from bson.int64 import Int64
+from pymongo.client_session import ClientSession
 from pymongo.database import Database
 
 from flakefs.errors import (
@@ -45,7 +46,7 @@ from flakefs.format.documents import INODES, Document
 from flakefs.format.names import to_stored
 from flakefs.namespace.cache import STALE, Cache, Place
 from flakefs.namespace.coherence import Coherence
-from flakefs.namespace.entries import Entries, Named, known_id
+from flakefs.namespace.entries import Entries, Named, at_one_moment, known_id
 from flakefs.namespace.inode import Inode
 from flakefs.namespace.journal import Journal
 from flakefs.namespace.renames import UNCHANGED
@@ -151,14 +152,11 @@ class Operations:
             child.forget_entries()
         place = {"p": Int64(folder.ino), "n": to_stored(name), "_id": Int64(ino)}
 
-        def look(db: Database[Document]) -> bool:
-            with db.client.start_session(snapshot=True) as moment:
-                return all(
-                    db[INODES].find_one(query, {"_id": 1}, session=moment) is not None
-                    for query in ({"p": Int64(ino)}, place)
-                )
+        def look(db: Database[Document], moment: ClientSession) -> bool:
+            queries: tuple[Document, Document] = {"p": Int64(ino)}, place
+            return all(db[INODES].find_one(query, {"_id": 1}, session=moment) is not None for query in queries)
 
-        return await cache.read(look)
+        return await cache.read(lambda db: at_one_moment(db, lambda moment: look(db, moment)))
 
     def _doubt_folders(self) -> None:
         for inode in self._cache.known.values():
