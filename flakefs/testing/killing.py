@@ -33,6 +33,7 @@ from flakefs.tools.problems import DAMAGE, LEFTOVER
 SETTINGS: Settings = {
     "namespace": {"commit_interval_seconds": 0.05, "error_timeout_seconds": 90.0},
     "vfs": {"error_timeout_seconds": 90.0},
+    "engine": {"error_timeout_seconds": 90.0},
 }
 """Commits follow each other closely, so that many kills hit one; and a slow machine has time to start servers."""
 CHUNK_SIZE = 64 * 1024
