@@ -164,28 +164,3 @@ def test_writers_of_different_parts(folder: Path) -> None:
     for thread in threads:
         thread.join()
     assert path.read_bytes() == b"".join(bytes([at % 8]) * 3000 for at in range(400))
-
-
-def test_readers_of_one_write_see_all_or_nothing(folder: Path) -> None:
-    """Within what the kernel hands over at once."""
-    path = folder / "f"
-    path.write_bytes(b"a" * PAGE)
-    ended = threading.Event()
-    torn: list[bytes] = []
-
-    def look() -> None:
-        descriptor = os.open(path, os.O_RDONLY)
-        while not ended.is_set():
-            got = os.pread(descriptor, PAGE, 0)
-            if len(set(got)) != 1:
-                torn.append(got)
-        os.close(descriptor)
-
-    reader = threading.Thread(target=look)
-    reader.start()
-    with path.open("r+b", buffering=0) as file:
-        for number in range(1000):
-            os.pwrite(file.fileno(), b"ab"[number % 2 :][:1] * PAGE, 0)
-    ended.set()
-    reader.join()
-    assert not torn

@@ -171,7 +171,7 @@ def test_facts_cannot_be_set_and_are_not_listed() -> None:
     file = inode()
     with pytest.raises(NotPermitted):  # E4
         xattrs.with_attribute(file, b"user.flakefs.id", b"1", create=False, replace=False)
-    assert xattrs.listed(file) == []
+    assert xattrs.listed(file, Caller(0, 0)) == []
 
 
 def test_facts_of_a_file() -> None:
