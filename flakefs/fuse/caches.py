@@ -15,6 +15,8 @@ Invariants
         names directly below the root (a folder's entry takes along everything below it), and further hard links.
     K5  Pages outlive an open() only when the file is what it was at the last open() here (`keeps`), or when nobody else
         writes and nothing is still to be dropped.
+    K6  In shared mode the kernel knows no older size of a file than open() found. Dropping attributes alone waits for
+        no request, so an open() may wait for it.
 
 Concurrency
     Trio task only, but for the functions that call the kernel. The order is right without a lock: an answer that was
@@ -140,6 +142,14 @@ class KernelCaches:
         before = self._seen.get(ino)
         self._seen[ino] = now
         return before == now and ino not in self._inodes
+
+    async def opened(self, ino: int) -> bool:
+        """keeps(), before an open() is answered. When the file is not what it was, the kernel has forgotten its size on
+        return, too: a read would be cut at the old one for as long as the news is under way (K6)."""
+        keeps = self.keeps(ino)
+        if not keeps and self._ns.shared:
+            await self._tell(_drop_inode, [(ino, False)])
+        return keeps
 
     # -- tasks --
 

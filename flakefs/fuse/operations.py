@@ -252,7 +252,7 @@ class Operations(Handlers):
     @answered
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
         handle = await self._fs.open(inode, flags)
-        return self._opened(handle, inode, flags, self._caches.keeps(inode))
+        return self._opened(handle, inode, flags, await self._caches.opened(inode))
 
     @answered
     async def create(

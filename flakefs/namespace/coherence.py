@@ -94,6 +94,7 @@ class Coherence:
         cache = self._cache
         if not cache.shared:
             return
+        self._missed.update(cache.changing)  # the news that is lost may have been of them
         for inode in list(cache.known.values()):
             inode.expires = STALE
             if inode.entries is None:

@@ -18,25 +18,20 @@ Not here
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from operator import itemgetter
-from typing import Any, TypeVar
+from typing import Any
 
 import trio
 from bson.int64 import Int64
-from pymongo.client_session import ClientSession
-from pymongo.database import Database
-from pymongo.read_concern import ReadConcern
 
 from flakefs.errors import Damaged, NotDirectory
-from flakefs.format.documents import INODES, Document, InodeRecord, LinkRecord
+from flakefs.format.documents import INODES, InodeRecord, LinkRecord
 from flakefs.format.names import to_stored
 from flakefs.namespace.cache import Cache
-from flakefs.namespace.folders import Record, look_up, read_folder, read_page, read_record
+from flakefs.namespace.folders import Record, at_one_moment, look_up, read_folder, read_page, read_record
 from flakefs.namespace.inode import UNKNOWN, Entry, Inode, Link, Unknown, cookie_of
 from flakefs.namespace.options import LISTING_MAX, LOOKUP_LOADS
-
-T = TypeVar("T")
 
 Named = tuple[tuple[Inode, bytes], ...]
 """(folder, name), several."""
@@ -303,18 +298,6 @@ class Entries:
         if not page and not any(entry is not None for entry in entries.values()):
             parent.complete = True
         return UNKNOWN if parent.complete else False
-
-
-def at_one_moment(db: Database[Document], query: Callable[[ClientSession], T]) -> T:
-    """Run *query* in a transaction that only reads. A find without one may see one document before somebody's commit
-    and the next after it; one with read concern "snapshot" may see a moment before a commit that was answered.
-    """
-    with db.client.start_session() as session:
-        session.start_transaction(read_concern=ReadConcern("local"))
-        try:
-            return query(session)
-        finally:
-            session.abort_transaction()
 
 
 # -- changing what memory knows; used by namespace.changes --

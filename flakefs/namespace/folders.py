@@ -9,11 +9,20 @@ Not here
 
 from __future__ import annotations
 
-from bson.int64 import Int64
-from pymongo.database import Database
+from collections.abc import Callable
+from typing import TypeVar
 
+from bson.int64 import Int64
+from pymongo.client_session import ClientSession
+from pymongo.database import Database
+from pymongo.errors import OperationFailure
+from pymongo.read_concern import ReadConcern
+
+from flakefs.errors import Unavailable
 from flakefs.format.documents import INODES, Document, InodeRecord, LinkRecord, read_inode, read_link
 from flakefs.format.names import to_stored
+
+T = TypeVar("T")
 
 FEW = 2_000
 """Entries that are fetched without counting first."""
@@ -65,3 +74,21 @@ def read_page(db: Database[Document], ino: int, after: int, limit: int) -> list[
     down = db[INODES].find({"p": Int64(ino), "_id": {"$lt": Int64(-after)}}).sort("_id", -1).limit(limit)
     documents = sorted([*up, *down], key=lambda document: abs(document["_id"]))[:limit]
     return [read_record(document) for document in documents]
+
+
+def at_one_moment(db: Database[Document], query: Callable[[ClientSession], T]) -> T:
+    """Run *query* in a transaction that only reads. A find without one may see one document before somebody's commit
+    and the next after it; one with read concern "snapshot" may see a moment before a commit that was answered.
+    """
+    with db.client.start_session() as session:
+        session.start_transaction(read_concern=ReadConcern("local"))
+        try:
+            return query(session)
+        except OperationFailure as error:
+            if error.has_error_label("TransientTransactionError"):  # it changed nothing, so it can be repeated
+                raise Unavailable(
+                    f"the metadata server gave up a read ({error.code}): it will be asked again"
+                ) from error
+            raise
+        finally:
+            session.abort_transaction()

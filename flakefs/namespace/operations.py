@@ -46,7 +46,8 @@ from flakefs.format.documents import INODES, Document
 from flakefs.format.names import to_stored
 from flakefs.namespace.cache import STALE, Cache, Place
 from flakefs.namespace.coherence import Coherence
-from flakefs.namespace.entries import Entries, Named, at_one_moment, known_id
+from flakefs.namespace.entries import Entries, Named, known_id
+from flakefs.namespace.folders import at_one_moment
 from flakefs.namespace.inode import Inode
 from flakefs.namespace.journal import Journal
 from flakefs.namespace.renames import UNCHANGED

@@ -118,3 +118,20 @@ async def test_k5_alone_pages_are_kept_when_nothing_is_left_to_drop(space: Space
     assert kernel.keeps(5)
     kernel.drop_all()
     assert not kernel.keeps(5)
+
+
+async def test_k6_an_open_of_what_others_changed_forgets_its_size(
+    space: Space, kernel: KernelCaches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[int, bool]] = []
+    monkeypatch.setattr(caches, "_drop_inode", told.append)
+    inode = space.add(5)
+    assert not await kernel.opened(5)
+    assert await kernel.opened(5)
+    assert told == [(5, False)]
+    inode.version, inode.size = 2, 100
+    assert not await kernel.opened(5)
+    assert told == [(5, False)] * 2
+    space.shared = False
+    await kernel.opened(5)
+    assert len(told) == 2

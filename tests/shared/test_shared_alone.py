@@ -50,3 +50,19 @@ async def test_late_news_of_a_session_that_has_left(fresh: Fresh, gap: bool, mon
         assert found is not None
         assert found.ino == ino
         assert await one.fs.lookup(ROOT_INO, b"b") is None
+
+
+async def test_a_gap_in_shared_mode_doubts_what_waits_for_its_commit(fresh: Fresh) -> None:
+    async with fresh.open() as one, fresh.open() as other:
+        await shared(one)
+        await shared(other)
+        await put(one.fs, b"a", b"x")
+        folder = await one.fs.inode(ROOT_INO)
+        cache, coherence, place = one.fs.ns.coherence._cache, one.fs.ns.coherence, (ROOT_INO, b"a")
+        assert folder.entries
+        cache.changing[place] = 1
+        coherence.drop_all()
+        assert b"a" in folder.entries  # it meets its guard
+        del cache.changing[place]
+        coherence.changed((place,))
+        assert b"a" not in folder.entries
