@@ -87,7 +87,7 @@ async def test_rmdir_against_create_leaves_no_orphan(pair: Pair) -> None:
         )
         removed, made = first is None, isinstance(second, Inode)
         assert removed != made, (first, second)
-        # A folder that is gone when the call begins is ESTALE: the kernel then looks the path up again, and says ENOENT.
+        # A folder that is gone when the call begins is ESTALE: the kernel looks the path up again, and says ENOENT.
         assert isinstance(second if removed else first, NotFound | Stale if removed else NotEmpty)
         both[removed] += 1
     assert sum(both) == 2 * ROUNDS
