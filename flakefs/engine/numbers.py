@@ -1,7 +1,4 @@
-"""Numbers that are given once and never again: ids of nodes, volumes, inodes, sessions.
-
-Invariants
-    NU1  No number is returned twice, whoever asks, crashes and retries included; some may never be used.
+"""Ids of nodes and volumes, through the metadata's door (mongo.counters).
 
 Concurrency
     Synchronous, for any thread.
@@ -9,28 +6,13 @@ Concurrency
 
 from __future__ import annotations
 
-from pymongo import ReturnDocument
-from pymongo.write_concern import WriteConcern
-
-from flakefs.format.documents import COUNTERS
+from flakefs.mongo import counters
+from flakefs.mongo.counters import FIRST
 from flakefs.mongo.door import Door
 
-FIRST = 1
+__all__ = ["FIRST", "next_number"]
 
 
 def next_number(metadata: Door, database: str, counter: str, count: int = 1) -> int:
     """The first of *count* fresh numbers of *counter*; the others follow it."""
-    assert count >= 1
-
-    def take() -> int:
-        counters = metadata.client[database].get_collection(COUNTERS, write_concern=WriteConcern("majority", j=True))
-        document = counters.find_one_and_update(
-            {"_id": counter},
-            [{"$set": {"next": {"$add": [{"$toLong": {"$ifNull": ["$next", FIRST]}}, count]}}}],
-            upsert=True,
-            return_document=ReturnDocument.AFTER,
-        )
-        assert document is not None, "an upsert answers with a document"
-        return int(document["next"]) - count
-
-    return metadata.run_sync(take)
+    return metadata.run_sync(lambda: counters.next_number(metadata.client[database], counter, count))

@@ -15,12 +15,11 @@ from collections.abc import Callable
 from time import monotonic
 
 import trio
-from pymongo import ReturnDocument
 from pymongo.database import Database
-from pymongo.write_concern import WriteConcern
 
 from flakefs.errors import FlakeError, Unavailable
-from flakefs.format.documents import COUNTERS, Document
+from flakefs.format.documents import Document
+from flakefs.mongo.counters import next_number
 from flakefs.mongo.door import Door
 from flakefs.mongo.patience import ask
 
@@ -85,18 +84,3 @@ class Numbers:
         """In a worker thread. One that was not answered may have taken a batch that nobody uses."""
         first = next_number(self._database, "ino", BATCH)
         return range(first, first + BATCH)
-
-
-def next_number(database: Database[Document], counter: str, count: int) -> int:
-    """The first of *count* fresh numbers (N1)."""
-    counters = database[COUNTERS].with_options(write_concern=WriteConcern("majority", j=True))
-    document = counters.find_one_and_update(
-        {"_id": counter}, raised(count), upsert=True, return_document=ReturnDocument.AFTER
-    )
-    assert document is not None
-    return int(document["next"]) - count
-
-
-def raised(count: int) -> list[Document]:
-    """The update that takes *count* numbers; a missing counter begins at 1."""
-    return [{"$set": {"next": {"$add": [{"$ifNull": ["$next", {"$toLong": 1}]}, {"$toLong": count}]}}}]

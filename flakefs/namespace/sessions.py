@@ -46,8 +46,8 @@ from pymongo.write_concern import WriteConcern
 
 from flakefs.errors import Fenced, FlakeError, HeldElsewhere, Unavailable
 from flakefs.format.documents import COUNTERS, SESSIONS, Document
+from flakefs.mongo.counters import next_number, raised
 from flakefs.mongo.door import Door
-from flakefs.namespace.numbers import next_number, raised
 
 log = logging.getLogger(__name__)
 
@@ -253,7 +253,7 @@ def _set_dead(db: Database[Document], epoch: int) -> None:
 
 def _announce(db: Database[Document], me: Document) -> int:
     """Take an epoch and write the document of a session that wants to join (L4)."""
-    epoch = next_number(db, "session", 1)
+    epoch = next_number(db, "session")
     fields: dict[str, Any] = {name: {"$literal": value} for name, value in me.items()}
     fields |= {"state": "joining", "beat": "$$NOW", "commits": Int64(0), "sees": Int64(epoch)}
     db[SESSIONS].update_one({"_id": epoch}, [{"$set": fields}], upsert=True)
