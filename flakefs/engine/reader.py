@@ -38,6 +38,7 @@ from flakefs.errors import ChunkCorrupt, ChunkMissing, Damaged, FlakeError, Refu
 from flakefs.format.codec import decode
 from flakefs.format.documents import Document, read_chunk
 from flakefs.format.hashing import chunk_hash
+from flakefs.mongo.patience import LEAST_SECONDS, PAUSE_FIRST_SECONDS, PAUSE_MAX_SECONDS
 from flakefs.values import ChunkRef
 
 log = logging.getLogger(__name__)
@@ -52,11 +53,6 @@ BATCH_CHUNKS = 500
 SILENT_SECONDS = 2.0
 """So long a node that has kept a read waiting for its whole deadline gets no further one, unless a probe succeeds: the
 read-ahead has often waited already for what a program reads next."""
-
-PAUSE_FIRST_SECONDS = 0.05
-PAUSE_MAX_SECONDS = 1.0
-LEAST_SECONDS = 1.0
-"""Deadline of an attempt when no time is left."""
 
 Answer = bytes | FlakeError
 """Content, or why this node does not give it."""
