@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from flakefs.testing.mounted import Mount
 from flakefs.testing.servers import TestServer
 
 PATIENCE_SECONDS = 120.0
@@ -163,3 +164,19 @@ def wiped(server: TestServer) -> None:
     server.kill()
     shutil.rmtree(server.plan.data)
     server.start()
+
+
+def stored_bytes(mount: Mount) -> dict[int, int]:
+    """Node -> bytes of indexed chunks on it."""
+    held: dict[int, int] = {}
+    with mount.servers.metadata.client() as client:
+        for volume in client[mount.database]["volumes"].find():
+            for node in volume["nodes"]:
+                held[node] = held.get(node, 0) + volume["bytes"]
+    return held
+
+
+def locators(mount: Mount) -> dict[bytes, tuple[int, object]]:
+    """Hash -> volume and key of every chunk in the index."""
+    with mount.servers.metadata.client() as client:
+        return {bytes(entry["_id"]): (entry["v"], entry["k"]) for entry in client[mount.database]["chunks"].find()}

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from flakefs.testing.mounted import Mount
-from flakefs.testing.nodefaults import Busy
+from flakefs.testing.nodefaults import Busy, locators, stored_bytes
 from flakefs.testing.servers import Servers
 
 KILLS = int(os.environ.get("FLAKEFS_DRAIN_KILLS", "4"))
@@ -38,22 +38,6 @@ def store(private_servers: Servers, tmp_path: Path) -> Iterator[Mount]:
         mount.close(verify=False)
         raise
     mount.close(verify=True)
-
-
-def stored_bytes(mount: Mount) -> dict[int, int]:
-    """Node -> bytes of indexed chunks on it."""
-    held: dict[int, int] = {}
-    with mount.servers.metadata.client() as client:
-        for volume in client[mount.database]["volumes"].find():
-            for node in volume["nodes"]:
-                held[node] = held.get(node, 0) + volume["bytes"]
-    return held
-
-
-def locators(mount: Mount) -> dict[bytes, tuple[int, object]]:
-    """Hash -> volume and key of every chunk in the index."""
-    with mount.servers.metadata.client() as client:
-        return {bytes(entry["_id"]): (entry["v"], entry["k"]) for entry in client[mount.database]["chunks"].find()}
 
 
 def drain(mount: Mount, node: int) -> subprocess.Popen[bytes]:
