@@ -42,7 +42,7 @@ class ChunkRef(NamedTuple):
     """One stored chunk: what it is (hash), where it is (volume and key), how long its plain content is."""
 
     hash: bytes
-    """BLAKE3 of the plain content, 32 bytes."""
+    """Its name: BLAKE3 of the plain content, 32 bytes; 3 digits more for a code of its own (format.hashing)."""
     volume: int
     """Volume id, >= 1."""
     key: bytes
@@ -58,7 +58,7 @@ class Block:
     `namespace` reads only `ref` and `stored_bytes`.
     """
 
-    __slots__ = ("data", "ref", "sealed", "stored_bytes")
+    __slots__ = ("code", "data", "ref", "sealed", "stored_bytes")
 
     def __init__(self, data: bytes | bytearray) -> None:
         self.data: bytes | bytearray | None = data
@@ -66,6 +66,8 @@ class Block:
         self.ref: ChunkRef | None = None
         self.stored_bytes = 0
         """Encoded length on each replica, in bytes; set together with `ref`."""
+        self.code = ""
+        """The replication code that its file asks for; "" for the one of the file system. Set before it is sealed."""
 
 
 Source = ChunkRef | Block | bytes

@@ -45,6 +45,7 @@ from flakefs.format.documents import (
     volume_collection,
 )
 from flakefs.format.records import (
+    NODE_STATES,
     FormatRecord,
     NodeRecord,
     VolumeRecord,
@@ -73,7 +74,6 @@ MAKING = "making"
 """In the format collection while a file system is being made; says that what is there is ours (AD2)."""
 OLD_NODE_SECONDS = 10.0
 """How long a node of a file system that is replaced is waited for."""
-STATES = ("active", "readonly")
 DURABLE = WriteConcern("majority", j=True)
 
 
@@ -245,8 +245,8 @@ def set_node(
 ) -> NodeRecord:
     """Change what is given; a capacity of 0 takes the limit away."""
     read_filesystem(metadata, database)
-    if state is not None and state not in STATES:
-        raise UsageError(f"a node is {' or '.join(STATES)}, not {state!r}")
+    if state is not None and state not in NODE_STATES:
+        raise UsageError(f"a node is {', '.join(NODE_STATES)}: not {state!r}")
     _check_capacity(capacity)
     changes = {"state": state, "dc": dc, "rack": rack, "capacity": capacity or None}
     update: dict[str, Any] = {"$set": {name: value for name, value in changes.items() if value is not None}}

@@ -20,6 +20,7 @@ from flakefs.errors import Damaged
 from flakefs.format import documents as d
 from flakefs.format import extents as x
 from flakefs.format.documents import Document, InodeRecord
+from flakefs.format.hashing import valid_name
 from flakefs.format.windows import CHUNK_SIZE_MAX
 from flakefs.tools.content import Tally
 from flakefs.tools.problems import Report
@@ -190,5 +191,5 @@ def well_formed(ref: ChunkRef) -> bool:
         and isinstance(ref.length, int)
         and ref.volume >= 1
         and 1 <= ref.length <= CHUNK_SIZE_MAX
-        and len(ref.hash) == 32
+        and valid_name(ref.hash)
     )

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from flakefs.errors import ChunkCorrupt
 from flakefs.format.codec import CODECS, PROBE_BYTES, decode, encode
-from flakefs.format.hashing import HASH_BYTES, chunk_hash
+from flakefs.format.hashing import HASH_BYTES, chunk_hash, chunk_name, content_hash_of, own_code_of, valid_name
 
 contents = st.one_of(
     st.binary(max_size=300),
@@ -102,3 +102,14 @@ def test_the_hash_is_blake3() -> None:
     assert HASH_BYTES == 32
     assert chunk_hash(b"").hex() == "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262"
     assert chunk_hash(bytearray(b"abc")) == chunk_hash(memoryview(b"abc")) == chunk_hash(b"abc")
+
+
+def test_names_of_chunks() -> None:
+    """H1, H2: frozen."""
+    content_hash = chunk_hash(b"abc")
+    for code in ("", "000", "012"):
+        name = chunk_name(content_hash, code)
+        assert name == content_hash + code.encode()
+        assert (content_hash_of(name), own_code_of(name)) == (content_hash, code)
+        assert valid_name(name)
+    assert not any(map(valid_name, (b"", content_hash[:31], content_hash + b"0", content_hash + b"00x")))

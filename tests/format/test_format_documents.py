@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Callable
+from datetime import datetime
 from types import SimpleNamespace
 
 import bson
@@ -25,7 +26,11 @@ big = st.integers(0, FILE_MAX)
 numbers = st.integers(1, 2**31 - 1)
 names = st.binary(min_size=1, max_size=40)
 chunk_refs = st.builds(
-    ChunkRef, st.binary(min_size=32, max_size=32), numbers, st.binary(min_size=12, max_size=12), numbers
+    ChunkRef,
+    st.one_of(st.binary(min_size=32, max_size=32), st.binary(min_size=35, max_size=35)),
+    numbers,
+    st.binary(min_size=12, max_size=12),
+    numbers,
 )
 extents = st.one_of(
     st.builds(Extent, big, numbers, chunk_refs, st.integers(0, 2**31 - 1)),
@@ -106,6 +111,9 @@ def test_chunk_round_trip(key: bytes, content_hash: bytes, data: bytes) -> None:
     assert d.read_chunk(stored(d.chunk_document(key, content_hash, "zstd", data))) == (key, content_hash, "zstd", data)
 
 
+dates = st.datetimes(datetime(1970, 1, 1), datetime(2200, 1, 1)).map(
+    lambda date: date.replace(microsecond=date.microsecond // 1000 * 1000)
+)
 text = st.text(max_size=20).filter(lambda value: "\0" not in value)
 
 
@@ -119,11 +127,14 @@ def test_node_round_trip(record: r.NodeRecord) -> None:
 
 
 @given(st.builds(r.VolumeRecord, id=numbers, nodes=st.lists(numbers, max_size=3).map(tuple), state=text, code=text,
-                 chunks=big, bytes=big, garbage=big, created=big))  # fmt: skip
+                 chunks=big, bytes=big, garbage=big, created=big, own=st.booleans(), sealed_at=big,
+                 work=st.one_of(st.none(), st.builds(r.Work, text, text, dates))))  # fmt: skip
 def test_volume_round_trip(record: r.VolumeRecord) -> None:
-    """D1, D2"""
+    """D1, D2, D3"""
     document = stored(record.document())
     assert r.read_volume(document) == record
+    for field, value in (("own", record.own), ("sealed_at", record.sealed_at), ("work", record.work)):
+        assert (field in document) == bool(value), field
     assert all(isinstance(document[field], Int64) for field in ("chunks", "bytes", "garbage", "created"))
 
 
@@ -185,6 +196,10 @@ VOLUME_GOLDEN = {
     "_id": 2, "nodes": [1], "state": "writable", "code": "000", "chunks": Int64(1), "bytes": Int64(2),
     "garbage": Int64(3), "created": Int64(4),
 }  # fmt: skip
+WORKED_GOLDEN = {
+    **VOLUME_GOLDEN, "nodes": [1, 2], "state": "sealed", "code": "001", "own": True, "sealed_at": Int64(7),
+    "work": {"by": "host:1", "what": "move", "until": datetime(2026, 1, 2, 3, 4, 5)},
+}  # fmt: skip
 
 
 def device() -> SimpleNamespace:
@@ -210,8 +225,15 @@ def link_of(target: bytes) -> SimpleNamespace:
         (r.FormatRecord(uuid="u", chunk_size=1048576, codec="zstd", created=5).document(), FORMAT_GOLDEN),
         (r.NodeRecord(id=1, uri="embedded", database="chunks", added=3, capacity=10).document(), NODE_GOLDEN),
         (r.VolumeRecord(id=2, nodes=(1,), chunks=1, bytes=2, garbage=3, created=4).document(), VOLUME_GOLDEN),
+        (
+            r.VolumeRecord(
+                id=2, nodes=(1, 2), state="sealed", code="001", own=True, chunks=1, bytes=2, garbage=3, created=4,
+                sealed_at=7, work=r.Work("host:1", "move", datetime(2026, 1, 2, 3, 4, 5)),
+            ).document(),
+            WORKED_GOLDEN,
+        ),
     ],
-    ids=["inode", "symlink", "device", "link", "segment", "index", "chunk", "format", "node", "volume"],
+    ids=["inode", "symlink", "device", "link", "segment", "index", "chunk", "format", "node", "volume", "worked"],
 )  # fmt: skip
 def test_stored_documents_are_frozen(made: d.Document, golden: d.Document) -> None:
     assert stored(made) == golden, FROZEN
@@ -236,9 +258,9 @@ BROKEN = [
     (d.read_chunk, CHUNK_GOLDEN),
     (lambda document: r.read_format(document, "here"), FORMAT_GOLDEN),
     (r.read_node, NODE_GOLDEN),
-    (r.read_volume, VOLUME_GOLDEN),
+    (r.read_volume, WORKED_GOLDEN),
 ]
-OPTIONAL = {"xattrs", "target", "e", "used", "rdev", "capacity"}
+OPTIONAL = {"xattrs", "target", "e", "used", "rdev", "capacity", "own", "sealed_at", "work"}
 
 
 @pytest.mark.parametrize(("reader", "golden"), BROKEN)
