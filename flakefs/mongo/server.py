@@ -68,7 +68,9 @@ class ServerPlan:
     socket: Path
     log: Path
     replica_set: str = ""
-    """Name of a one-member replica set whose member is the socket; empty: standalone."""
+    """Name of a replica set whose member is the socket; empty: standalone."""
+    members: tuple[Path, ...] = ()
+    """Sockets of all members of the set, this one included; empty: it is the only one."""
     cache_mb: int = 256
     oplog_mb: int = 512
     journal_mb: int = 32
@@ -80,7 +82,8 @@ class ServerPlan:
 
     @property
     def uri(self) -> str:
-        uri = f"mongodb://{quote(str(self.socket), safe='')}/"
+        hosts = ",".join(quote(str(socket), safe="") for socket in self.members or (self.socket,))
+        uri = f"mongodb://{hosts}/"
         return f"{uri}?replicaSet={self.replica_set}" if self.replica_set else uri
 
     def arguments(self) -> list[str]:
@@ -207,7 +210,11 @@ class Mongod:
     def wait_ready(
         self, seconds: float = START_SECONDS, *, answer_seconds: float = START_SECONDS, check: Check = nothing
     ) -> None:
-        """Return when the server takes writes: within *seconds*, and *answer_seconds* after it accepts connections."""
+        """Return when the server takes writes: within *seconds*, and *answer_seconds* after it accepts connections.
+
+        A member among others is ready when it accepts connections: which of them takes writes is for all of them to say
+        (mongo.replica_set).
+        """
         deadline = time.monotonic() + seconds
         pause = _POLL_SECONDS / 4
         while not self.listens():
@@ -227,8 +234,8 @@ class Mongod:
                 )
             self._check_alive(deadline)
 
-        if self.plan.replica_set:
-            become_primary(self.plan.socket, self.plan.replica_set, until, still)
+        if self.plan.replica_set and not self.plan.members:
+            become_primary([self.plan.socket], self.plan.replica_set, until, still)
         self._starting = False
 
     def stop(self, seconds: float = STOP_SECONDS) -> None:
