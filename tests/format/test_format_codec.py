@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from flakefs.errors import ChunkCorrupt
-from flakefs.format.codec import CODECS, PROBE_BYTES, decode, encode
+from flakefs.format.codec import CODECS, PROBE_BYTES, decode, decode_unsized, encode
 from flakefs.format.hashing import HASH_BYTES, chunk_hash, chunk_name, content_hash_of, own_code_of, valid_name
 
 contents = st.one_of(
@@ -113,3 +113,16 @@ def test_names_of_chunks() -> None:
         assert (content_hash_of(name), own_code_of(name)) == (content_hash, code)
         assert valid_name(name)
     assert not any(map(valid_name, (b"", content_hash[:31], content_hash + b"0", content_hash + b"00x")))
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_decoding_needs_no_length(codec: str) -> None:
+    data = b"content that compresses " * 1000
+    used, stored = encode(data, codec)
+    assert decode_unsized(used, stored, len(data)) == data
+    assert decode_unsized(used, stored, 8 << 20) == data
+    if codec != "none":
+        with pytest.raises(ChunkCorrupt):
+            decode_unsized(used, stored, len(data) - 1)
+        with pytest.raises(ChunkCorrupt):
+            decode_unsized(used, b"\0" + stored[1:], 8 << 20)

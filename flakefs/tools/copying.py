@@ -1,0 +1,236 @@
+"""Copies the chunks of a volume from the nodes that have them to one that lacks them.
+
+Purpose
+    Moving a volume and making a new replica of it are the same work: `copy_volume()`, then `lacking()` to see that
+    nothing is missing.
+
+Invariants
+    CO1  A chunk is copied as the document that it is, under its own key, and its content is compared with its hash on
+         the way. One that is bad on a source is taken from another one; one that is bad on all is copied as it is, and
+         named.
+    CO2  What was copied is journaled when copy_volume() returns.
+    CO3  The target says what it has already. So a copy that was interrupted goes on, and one that is complete costs
+         only the listing of keys.
+    CO4  Only a node that bears its mark is read from or written to: an address may lead to a wrong database.
+
+Concurrency
+    Blocks. The volume is to be sealed, and everybody to know it (tools.sealing); chunks may be deleted meanwhile.
+
+Not here
+    Which node is the target, and what follows from a copy (tools.moving, tools.replicas).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from time import monotonic, sleep
+from typing import Any
+
+from bson.codec_options import CodecOptions
+from bson.errors import BSONError
+from bson.objectid import ObjectId
+from bson.raw_bson import RawBSONDocument
+from pymongo.collection import Collection
+from pymongo.errors import BulkWriteError
+from pymongo.write_concern import WriteConcern
+
+from flakefs.engine.nodes import create_chunk_collection
+from flakefs.errors import ChunkCorrupt, Refused
+from flakefs.format import documents as d
+from flakefs.format.codec import decode_unsized
+from flakefs.format.hashing import chunk_hash, content_hash_of
+from flakefs.tools.chunks import KEYS_PAGE, Node
+
+CHUNK_MAX = 8 * 1024 * 1024
+BATCH_BYTES = 16 * 1024 * 1024
+"""So much is in memory at once, about."""
+BATCH_CHUNKS_MAX = 500
+CALL_SECONDS = 60.0
+JOURNALED = WriteConcern("majority", j=True)
+DUPLICATE_KEY = 11000
+
+Check = Callable[[], None]
+Advance = Callable[[int, int], None]
+"""(chunks, stored bytes) that are now there; without bytes when they were there before."""
+
+
+class Rate:
+    """At most so many bytes a second; None: as fast as it goes."""
+
+    def __init__(self, bytes_per_second: float | None) -> None:
+        self._rate = bytes_per_second
+        self._began = monotonic()
+        self._spent = 0
+
+    def spend(self, count: int, check: Check) -> None:
+        """Wait until so many bytes more are within the rate."""
+        self._spent += count
+        while self._rate and (left := self._began + self._spent / self._rate - monotonic()) > 0:
+            check()
+            sleep(min(left, 0.5))
+
+
+@dataclass(slots=True)
+class Copied:
+    """What copy_volume() did."""
+
+    chunks: int = 0
+    stored_bytes: int = 0
+    mended: int = 0
+    """Taken from another source, because the copy on the first was bad."""
+    bad: list[tuple[ObjectId, bytes]] = field(default_factory=list)
+    """(key, name) of chunks that are bad on all sources; copied as they are."""
+
+
+def copy_volume(
+    uuid: str,
+    volume: int,
+    sources: Sequence[Node],
+    target: Node,
+    *,
+    chunk_size: int = CHUNK_MAX,
+    check: Check = lambda: None,
+    advance: Advance = lambda chunks, size: None,
+    rate: Rate | None = None,
+) -> Copied:
+    """Give *target* every chunk of *volume* that one of *sources* has and it lacks. The first source is read most.
+
+    *check* is called before each step and may raise (the lease is lost).
+    """
+    for node in (*sources, target):
+        check_mark(node, uuid)
+    name = d.volume_collection(uuid, volume)
+    home = target.door.client[target.record.database]
+    target.door.run_sync(lambda: create_chunk_collection(home, name), deadline_seconds=CALL_SECONDS)
+    work = _Copy(name, sources, target, chunk_size)
+    together = max(1, min(BATCH_CHUNKS_MAX, BATCH_BYTES // chunk_size))
+    rate = rate or Rate(None)
+    for source in sources:
+        for there, missing in _compare(name, source, target):
+            if there:
+                advance(there, 0)
+            for start in range(0, len(missing), together):
+                check()
+                chunks, size = work.copy(source, missing[start : start + together])
+                advance(chunks, size)
+                rate.spend(size, check)
+    return work.done
+
+
+def lacking(uuid: str, volume: int, sources: Sequence[Node], target: Node) -> Iterator[ObjectId]:
+    """Keys of the volume that one of *sources* has and *target* has not."""
+    name = d.volume_collection(uuid, volume)
+    for source in sources:
+        for _, missing in _compare(name, source, target):
+            wanted = {"_id": {"$in": missing}}
+            yield from (e["_id"] for e in source.reader.stream(name, wanted, fields={"_id": 1}) if missing)
+
+
+def check_mark(node: Node, uuid: str) -> None:
+    """CO4."""
+    marker = node.reader.one(d.NODE_MARKER, uuid)
+    if marker is None or marker.get("node") != node.record.id:
+        whose = "bears no mark of this file system" if marker is None else f"is node {marker.get('node')}"
+        raise Refused(
+            f"{node.door.name} {whose}: the address leads to a wrong or an emptied database; "
+            "correct it or restore the data"
+        )
+
+
+def drop_volume(node: Node, uuid: str, volume: int) -> None:
+    """Forget the node's copy of a volume; fine when it has none. It must bear its mark (CO4)."""
+    check_mark(node, uuid)
+    home = node.door.client.get_database(node.record.database, write_concern=JOURNALED)
+    name = d.volume_collection(uuid, volume)
+    node.door.run_sync(lambda: home.drop_collection(name), deadline_seconds=CALL_SECONDS)
+
+
+def is_good(document: Any, chunk_size: int = CHUNK_MAX) -> bool:
+    """Is the content what its own hash says?"""
+    try:
+        plain = decode_unsized(document["c"], document["d"], chunk_size)
+        return chunk_hash(plain) == content_hash_of(bytes(document["h"]))
+    except (ChunkCorrupt, BSONError, KeyError, TypeError, ValueError):
+        return False
+
+
+def _compare(name: str, source: Node, target: Node) -> Iterator[tuple[int, list[ObjectId]]]:
+    """Page by page: how many keys of *source* are on *target*, and those that are not, ascending."""
+    after: ObjectId | None = None
+    for page in source.reader.pages(name, {"_id": {"$type": "objectId"}}, fields={"_id": 1}, page=KEYS_PAGE):
+        keys = [document["_id"] for document in page]
+        span = {"_id": {"$lte": keys[-1]} | ({} if after is None else {"$gt": after})}
+        there = {document["_id"] for document in target.reader.stream(name, span, fields={"_id": 1}, page=KEYS_PAGE)}
+        missing = [key for key in keys if key not in there]
+        yield len(keys) - len(missing), missing
+        after = keys[-1]
+
+
+class _Copy:
+    """One copy_volume()."""
+
+    def __init__(self, name: str, sources: Sequence[Node], target: Node, chunk_size: int) -> None:
+        self.done = Copied()
+        self._name = name
+        self._sources = sources
+        self._target = target
+        self._chunk_size = chunk_size
+
+    def copy(self, source: Node, keys: list[ObjectId]) -> tuple[int, int]:
+        """One batch; (chunks, stored bytes). A chunk that was deleted meanwhile is no more."""
+        found = self._read(source, {"_id": {"$in": keys}})
+        documents = [
+            document if is_good(document, self._chunk_size) else self._other(source, document) for document in found
+        ]
+        self._insert(documents)
+        size = sum(len(document.raw) for document in documents)
+        self.done.chunks += len(documents)
+        self.done.stored_bytes += size
+        return len(documents), size
+
+    def _other(self, source: Node, bad: RawBSONDocument) -> RawBSONDocument:
+        """The same chunk from a source whose copy is good; or the bad one (CO1)."""
+        key = bad["_id"]
+        for other in self._sources:
+            if other is not source:
+                for document in self._read(other, {"_id": key}):
+                    if is_good(document, self._chunk_size):
+                        self.done.mended += 1
+                        return document
+        self.done.bad.append((key, _label(bad)))
+        return bad
+
+    def _read(self, node: Node, wanted: d.Document) -> list[RawBSONDocument]:
+        collection = _raw(node, self._name)
+        return node.door.run_sync(lambda: list(collection.find(wanted).sort("_id", 1)), deadline_seconds=CALL_SECONDS)
+
+    def _insert(self, documents: list[RawBSONDocument]) -> None:
+        if documents:
+            call = partial(_insert, _raw(self._target, self._name), documents)
+            self._target.door.run_sync(call, deadline_seconds=CALL_SECONDS)
+
+
+def _raw(node: Node, name: str) -> Collection[RawBSONDocument]:
+    """Documents as the bytes that they are; writes are journaled (CO2)."""
+    options: CodecOptions[RawBSONDocument] = CodecOptions(document_class=RawBSONDocument)
+    home = node.door.client[node.record.database]
+    return home.get_collection(name, codec_options=options, write_concern=JOURNALED)  # type: ignore[return-value]
+
+
+def _insert(collection: Collection[RawBSONDocument], documents: list[RawBSONDocument]) -> None:
+    """Keys that are there already are fine: an answer was lost, or somebody mended this copy."""
+    try:
+        collection.insert_many(documents, ordered=False)
+    except BulkWriteError as error:
+        failed = {entry.get("code") for entry in error.details.get("writeErrors", ())}
+        if failed != {DUPLICATE_KEY} or error.details.get("writeConcernErrors"):
+            raise
+
+
+def _label(document: RawBSONDocument) -> bytes:
+    try:
+        return bytes(document["h"])
+    except (BSONError, KeyError, TypeError, ValueError):
+        return b""
