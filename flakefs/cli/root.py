@@ -34,6 +34,7 @@ COMMANDS = {
     "status": Lazy("flakefs.cli.status:status_command", "Show the file system, its nodes, space and mounts."),
     "sessions": Lazy("flakefs.cli.sessions:sessions_command", "List who uses the file system; fence a dead one."),
     "nodes": Lazy("flakefs.cli.nodes:nodes_group", "Add, list and change storage nodes."),
+    "cluster": Lazy("flakefs.cli.cluster:cluster_group", "Run a cluster on this machine, for trying things out."),
     "put": Lazy("flakefs.cli.transfer:put_command", "Copy local files into the file system."),
     "get": Lazy("flakefs.cli.transfer:get_command", "Copy files out of the file system."),
     "cat": Lazy("flakefs.cli.reading:cat_command", "Print the content of files."),

@@ -86,6 +86,11 @@ class ServerPlan:
         uri = f"mongodb://{hosts}/"
         return f"{uri}?replicaSet={self.replica_set}" if self.replica_set else uri
 
+    @property
+    def own_uri(self) -> str:
+        """Of this server alone, whatever it is to its set."""
+        return f"mongodb://{quote(str(self.socket), safe='')}/?directConnection=true"
+
     def arguments(self) -> list[str]:
         bind = f"{self.socket},127.0.0.1" if self.port else str(self.socket)
         arguments = ["--dbpath", str(self.data), "--bind_ip", bind, "--nounixsocket"]
