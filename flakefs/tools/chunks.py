@@ -40,6 +40,8 @@ Resolve = Callable[[NodeRecord], str]
 """From a node to the URI that leads to it from here."""
 
 WINDOW_KEYS = 400_000
+MISSING_KEYS = 20_000
+"""So many missing ones of one stretch are handed out at a time."""
 BATCH = 1_000
 """Keys in one query."""
 KEYS_PAGE = 10_000
@@ -124,7 +126,7 @@ def _stretches(node: Node, uuid: str, volume: int) -> Iterator[Stretch]:
 
 
 def _subtract_index(metadata: Reader, window: list[Stretch]) -> Iterator[Stretch]:
-    """Take what the index names out of `extra`, and note what it names besides."""
+    """Take what the index names out of `extra`, and note what it names besides; much of that comes ahead, in parts."""
     by_volume: dict[int, list[Stretch]] = {}
     for stretch in window:
         by_volume.setdefault(stretch.volume, []).append(stretch)
@@ -140,6 +142,9 @@ def _subtract_index(metadata: Reader, window: list[Stretch]) -> Iterator[Stretch
                     stretch.indexed += 1
                 else:
                     stretch.missing[key] = bytes(document["_id"])
+                    if len(stretch.missing) >= MISSING_KEYS:  # F5: a node that was wiped lacks everything
+                        yield Stretch(stretch.node, stretch.volume, stretch.after, stretch.upto, set(), stretch.missing)
+                        stretch.missing = {}
     yield from window
 
 

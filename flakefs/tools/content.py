@@ -25,6 +25,7 @@ from bson.int64 import Int64
 from flakefs.errors import Damaged
 from flakefs.format import documents as d
 from flakefs.format.documents import Document, IndexRecord
+from flakefs.format.hashing import HASH_BYTES, OWN_NAME_BYTES, own_code_of, valid_name
 from flakefs.format.records import VolumeRecord
 from flakefs.format.windows import CHUNK_SIZE_MAX
 from flakefs.tools.problems import Report
@@ -105,12 +106,10 @@ class Index:
             self._miscounted(record, count)
 
     def _entries(self, tally: Tally) -> Iterator[IndexRecord]:
-        low = tally.first.to_bytes(2, "big") + bytes(30)
-        wanted: Document = {"_id": {"$gte": Binary(low)}}
-        if tally.stop < BUCKETS:
-            wanted["_id"]["$lt"] = Binary(tally.stop.to_bytes(2, "big") + bytes(30))
-        elif tally.first == 0:
-            wanted = {}  # ids of wrong lengths and types too
+        for wanted in _ranges(tally):
+            yield from self._read_entries(wanted)
+
+    def _read_entries(self, wanted: Document) -> Iterator[IndexRecord]:
         for document in self._reader.stream(d.CHUNKS, wanted, page=5_000):
             self._report.counts["chunks"] += 1
             try:
@@ -127,13 +126,17 @@ class Index:
         sizes = (
             isinstance(ref.length, int) and 1 <= ref.length <= CHUNK_SIZE_MAX and 1 <= record.stored_bytes <= ref.length
         )
-        if len(ref.hash) != 32 or not sizes or record.refs < 1:
+        if not valid_name(ref.hash) or not sizes or record.refs < 1:
             said = f"length {ref.length}, stored {record.stored_bytes}, references {record.refs}"
             self._report.add("index-wrong", where, said)
         self._chunks[ref.volume] += 1
         self._bytes[ref.volume] += record.stored_bytes
-        if ref.volume not in self._volumes:
+        volume = self._volumes.get(ref.volume)
+        if volume is None:
             self._unknown[ref.volume] += 1
+        elif (code := own_code_of(ref.hash)) != (has := volume.code if volume.own else ""):
+            said = f"asks for {_replication(code)}, volume {volume.id} is of {_replication(has)}"
+            self._report.add("chunk-class", where, said)
 
     def _misnamed(self, ref: ChunkRef, count: int, ino: int, doubtful: dict[bytes, tuple[IndexRecord, int]]) -> None:
         """Extents name *ref*, and no index entry is just that."""
@@ -178,6 +181,32 @@ class Index:
                 said = f"says {record.chunks} chunks of {record.bytes} bytes, the index has {found[0]} of {found[1]}"
                 facts = {"chunks": Int64(found[0]), "bytes": Int64(found[1])}
                 self._report.add("volume-counts", f"volume {record.id}", said, volume=record.id, counts=facts)
+
+
+def _ranges(tally: Tally) -> list[Document]:
+    """Queries for the entries of one part. Ids are ordered by length first, so each length is a range of its own.
+
+    The outermost ranges are open, for ids of wrong lengths and types.
+    """
+    if tally.first == 0 and tally.stop == BUCKETS:
+        return [{}]
+    ranges: list[Document] = []
+    for length in (HASH_BYTES, OWN_NAME_BYTES):
+        bounds: Document = {}
+        if tally.first:
+            bounds["$gte"] = Binary(tally.first.to_bytes(2, "big") + bytes(length - 2))
+        elif length == OWN_NAME_BYTES:
+            bounds["$gt"] = Binary(b"\xff" * HASH_BYTES)
+        if tally.stop < BUCKETS:
+            bounds["$lt"] = Binary(tally.stop.to_bytes(2, "big") + bytes(length - 2))
+        elif length == HASH_BYTES:
+            bounds["$lte"] = Binary(b"\xff" * HASH_BYTES)
+        ranges.append({"_id": bounds})
+    return ranges
+
+
+def _replication(code: str) -> str:
+    return f"replication {code}" if code else "the default replication"
 
 
 def _place(ref: ChunkRef) -> str:

@@ -64,7 +64,7 @@ def check(
         say("set-up")
         system = System(reader, report)
         record = system.check_format()
-        system.check_places()
+        system.check_places(record.replication)
         system.check_counters()
         system.check_indexes()
         report_holders(others, report)

@@ -24,10 +24,9 @@ from pymongo.database import Database
 from flakefs.engine.sweep import stored_volumes
 from flakefs.errors import FlakeError
 from flakefs.format import documents as d
-from flakefs.format.codec import decode
 from flakefs.format.documents import Document
-from flakefs.format.hashing import chunk_hash
 from flakefs.tools.chunks import Node
+from flakefs.tools.copies import flaw
 from flakefs.tools.exclusive import Writer
 from flakefs.tools.problems import Problem
 from flakefs.values import ChunkRef
@@ -128,10 +127,9 @@ class ContentMender:
                 document = node.reader.one(d.volume_collection(self._uuid, ref.volume), ObjectId(ref.key))
                 if document is None:
                     continue
-                chunk = d.read_chunk(document)
-                if chunk_hash(decode(chunk.codec, chunk.data, ref.length)) == ref.hash == chunk.hash:
-                    return len(chunk.data)
-            except (FlakeError, TypeError):
+                if flaw(document, ref) is None:
+                    return len(document["d"])
+            except FlakeError:
                 continue
         return None
 

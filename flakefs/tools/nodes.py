@@ -7,32 +7,41 @@ Concurrency
     One thread, blocking.
 
 Not here
-    The comparison of keys (tools.chunks).
+    The comparison of keys (tools.chunks), what is wrong with a copy (tools.copies).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from bson.binary import Binary
 from bson.objectid import ObjectId
 
 from flakefs.engine.sweep import stored_volumes
-from flakefs.errors import ChunkCorrupt, Damaged, FlakeError
+from flakefs.errors import Damaged, FlakeError
 from flakefs.format import documents as d
-from flakefs.format.codec import CODECS, decode
-from flakefs.format.documents import Document, IndexRecord
-from flakefs.format.hashing import chunk_hash
-from flakefs.format.records import VolumeRecord
-from flakefs.tools import chunks
+from flakefs.format.documents import Document
+from flakefs.format.records import VolumeRecord, read_volume
+from flakefs.tools import chunks, lost
 from flakefs.tools.chunks import Node, Stretch
-from flakefs.tools.problems import Report
+from flakefs.tools.copies import flaw
+from flakefs.tools.problems import Problem, Report
 from flakefs.tools.reader import Reader
+from flakefs.tools.rewriting import unfinished_copies
 from flakefs.values import ChunkRef
 
 CONTENT_PAGE = 32
 """Chunks in one query of a deep check: at most 8 MiB each."""
+
+
+class Bad(NamedTuple):
+    """A chunk with copies that are missing or broken."""
+
+    volume: int
+    nodes: set[int]
+    """Where."""
 
 
 class NodeCheck:
@@ -53,10 +62,8 @@ class NodeCheck:
         self._uuid = uuid
         self._volumes = volumes
         self._young = young
-        self.bad: dict[bytes, set[int]] = {}
-        """Hash -> nodes whose copy is missing or broken."""
-        self._unindexed: dict[bytes, int] = {}
-        """Hash -> volume, of chunks that extents name and the index does not."""
+        self.bad: dict[bytes, Bad] = {}
+        """By the chunk's name."""
 
     def run(self, nodes: Mapping[int, Node], deep: bool) -> None:
         for node in nodes.values():
@@ -71,6 +78,7 @@ class NodeCheck:
         for node in nodes.values():
             if node.failure:
                 self._report.add("node-unreachable", f"node {node.record.id}", str(node.failure))
+        self._advise(nodes, deep)
 
     def _guarded(self, node: Node, call: Callable[[Node], None]) -> None:
         try:
@@ -86,15 +94,33 @@ class NodeCheck:
             said += f" of this file system in database {node.record.database}"
             self._report.add("node-marker", where, said, node=node.record.id, present=marker is not None)
         expected = {volume.id for volume in self._volumes.values() if node.record.id in volume.nodes}
-        for number in stored_volumes(node.door, node.record, self._uuid):
-            if number not in expected:
+        present = set(stored_volumes(node.door, node.record, self._uuid))
+        for number in sorted(present - expected):
+            if not self._lies_now(number, node):  # made, or moved here, while we looked
                 self._report.add("node-volume-stray", where, f"volume {number} is none of its volumes")
+        for number in sorted(expected - present):
+            if self._volumes[number].chunks and self._lies_now(number, node):
+                said = f"volume {number} of {self._volumes[number].chunks} chunks is not there"
+                self._report.add("node-collection-missing", where, said)
+        for name in unfinished_copies(node, self._uuid):
+            self._report.add("node-copy-left", where, name)
+
+    def _lies_now(self, volume: int, node: Node) -> bool:
+        """Is *node* one of the volume's nodes, in what is committed now? A volume may move while we look."""
+        document = self._now.one(d.VOLUMES, volume)
+        try:
+            return document is not None and node.record.id in read_volume(document).nodes
+        except Damaged:
+            return False
+
+    def _note_bad(self, name: bytes, volume: int, node: Node) -> None:
+        self.bad.setdefault(name, Bad(volume, set())).nodes.add(node.record.id)
 
     def _judge(self, node: Node, stretch: Stretch) -> None:
         """Differences of one stretch."""
         self._report.counts["chunks on nodes"] += stretch.indexed
         where = f"node {node.record.id}"
-        if stretch.missing:
+        if stretch.missing and self._lies_now(stretch.volume, node):
             present = self._present(node, stretch)
             for key, content in chunks.still_indexed(self._now, stretch.volume, stretch.missing).items():
                 if key in present:
@@ -102,8 +128,8 @@ class NodeCheck:
                     self._report.add("key-twice", where, said)
                     continue
                 said = f"chunk {content.hex()} (volume {stretch.volume}, key {key}) is not there"
-                self._report.add("chunk-missing", where, said)
-                self.bad.setdefault(content, set()).add(node.record.id)
+                self._report.add("chunk-missing", where, said, name=content)
+                self._note_bad(content, stretch.volume, node)
         old = {key for key in stretch.extra if not self._young(key)}
         for described in chunks.describe(node, self._uuid, stretch.volume, old):
             labels = {key: label for key, label, _ in described}
@@ -141,75 +167,65 @@ class NodeCheck:
             if label == content:
                 continue  # its commit came while we looked
             said = f"volume {volume}, key {key}: labelled {label.hex() or 'without'}, the index says {content.hex()}"
-            self._report.add("chunk-hash", f"node {node.record.id}", said)
-            self.bad.setdefault(content, set()).add(node.record.id)
+            self._report.add("chunk-hash", f"node {node.record.id}", said, name=content)
+            self._note_bad(content, volume, node)
 
     def _check_chunk(self, node: Node, volume: int, document: Document, entry: Document) -> None:
         where = f"node {node.record.id}"
         label = f"chunk {bytes(entry['_id']).hex()} (volume {volume}, key {document['_id']})"
         self._report.counts["chunks read"] += 1
         try:
-            record: IndexRecord = d.read_index(entry)
-            chunk = d.read_chunk(document)
-            if chunk.codec not in CODECS:
-                self._report.add("chunk-codec", where, f"{label} has codec {chunk.codec!r}")
-                self.bad.setdefault(record.ref.hash, set()).add(node.record.id)
-                return
-            plain = decode(chunk.codec, chunk.data, record.ref.length)
-            if chunk_hash(plain) != record.ref.hash:
-                raise ChunkCorrupt("its content has another hash")
-        except (Damaged, ChunkCorrupt, TypeError) as error:
-            self._report.add("chunk-corrupt", where, f"{label}: {error}")
-            self.bad.setdefault(bytes(entry["_id"]), set()).add(node.record.id)
-            return
-        if len(chunk.data) != record.stored_bytes:
-            said = f"{label} has {len(chunk.data)} stored bytes, the index says {record.stored_bytes}"
-            self._report.add("chunk-size", where, said, hash=record.ref.hash, size=len(chunk.data))
+            record = d.read_index(entry)
+        except Damaged:
+            return  # named already
+        wrong = flaw(document, record.ref)
+        if wrong is not None:
+            self._report.add(wrong.kind, where, f"{label}: {wrong.said}", name=record.ref.hash)
+            self._note_bad(record.ref.hash, volume, node)
+        elif len(document["d"]) != record.stored_bytes:
+            said = f"{label} has {len(document['d'])} stored bytes, the index says {record.stored_bytes}"
+            self._report.add("chunk-size", where, said, hash=record.ref.hash, size=len(document["d"]))
 
-    # Which files suffer
+    # What can be done, and which files suffer
+
+    def _advise(self, nodes: Mapping[int, Node], deep: bool) -> None:
+        """Tell of each bad copy whether another one is there."""
+        for number, problem in enumerate(self._report.found):
+            name = problem.facts.get("name")
+            if isinstance(name, bytes) and name in self.bad:
+                self._report.found[number] = self._advised(problem, self.bad[name], nodes, deep)
+
+    def _advised(self, problem: Problem, bad: Bad, nodes: Mapping[int, Node], deep: bool) -> Problem:
+        others = sorted(self._copies(bad.volume, nodes) - bad.nodes)
+        good = [number for number in others if not nodes[number].failure]
+        if good:
+            said = f"node {good[0]} has {'a good copy' if deep else 'another copy'}: "
+            said += "flakefs nodes repair mends it" if problem.kind.id == "chunk-missing" else "flakefs scrub mends it"
+        elif others:
+            said = f"whether node {others[0]} has a good copy is not known, for it does not answer"
+        else:
+            said = "there is no other copy"
+        return dataclasses.replace(problem, detail=f"{problem.detail}; {said}")
 
     def lost_content(self, nodes: Mapping[int, Node]) -> None:
         """Files with chunks that no node that answers has whole."""
         for problem in self._report.found:
             if problem.kind.id == "index-missing":
                 self._probe_unindexed(problem.facts["ref"], nodes)
-        lost = {h for h, where in self.bad.items() if self._copies(h, nodes) <= where}
-        if not lost:
-            return
-        files: dict[int, set[bytes]] = {}
-        for ino, hashes in self._named_by(lost):
-            files.setdefault(ino, set()).update(hashes)
-        for ino, hashes in files.items():
-            said = f"{len(hashes)} of its chunks are lost, the first is {min(hashes).hex()}"
-            self._report.add("content-lost", f"inode {ino}", said)
+        gone = {name for name, bad in self.bad.items() if self._copies(bad.volume, nodes) <= bad.nodes}
+        gone |= lost.chunks_in(self._snapshot, [volume.id for volume in self._volumes.values() if not volume.nodes])
+        for ino, names in lost.files_of(self._snapshot, gone).items():
+            self._report.add("content-lost", f"inode {ino}", lost.words(names))
 
     def _probe_unindexed(self, ref: ChunkRef, nodes: Mapping[int, Node]) -> None:
         """A chunk that files name and the index does not: is it there all the same?"""
-        self._unindexed[ref.hash] = ref.volume
         name = d.volume_collection(self._uuid, ref.volume)
-        for number in self._copies(ref.hash, nodes):
-            if not nodes[number].failure and nodes[number].reader.one(name, ObjectId(ref.key)) is None:
-                self.bad.setdefault(ref.hash, set()).add(number)
+        for number in self._copies(ref.volume, nodes):
+            node = nodes[number]
+            if not node.failure and node.reader.one(name, ObjectId(ref.key)) is None:
+                self._note_bad(ref.hash, ref.volume, node)
 
-    def _copies(self, content: bytes, nodes: Mapping[int, Node]) -> set[int]:
-        """Nodes that should have a chunk."""
-        number = self._unindexed.get(content)
-        if number is None:
-            entry = self._now.one(d.CHUNKS, Binary(content))
-            number = entry["v"] if entry else None
-        volume = None if number is None else self._volumes.get(number)
-        return set(volume.nodes if volume else ()) & set(nodes)
-
-    def _named_by(self, lost: set[bytes]) -> Iterator[tuple[int, set[bytes]]]:
-        """Inodes whose extents name one of these hashes; one walk over all maps."""
-
-        def hashes(document: Document) -> set[bytes]:
-            extents: list[Any] = document.get("e") or []
-            return {bytes(e["h"]) for e in extents if isinstance(e, dict) and isinstance(e.get("h"), bytes)} & lost
-
-        for document in self._snapshot.stream(d.INODES, {"e": {"$exists": True}}, fields={"e": 1}):
-            if found := hashes(document):
-                yield int(document["_id"]), found
-        for document in self._snapshot.stream(d.EXTENTS, page=100):
-            if found := hashes(document):
-                yield int(document["_id"]["i"]), found
+    def _copies(self, volume: int, nodes: Mapping[int, Node]) -> set[int]:
+        """Nodes that should have the chunks of a volume."""
+        record = self._volumes.get(volume)
+        return set(record.nodes if record else ()) & set(nodes)

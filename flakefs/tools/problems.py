@@ -88,11 +88,17 @@ _KINDS = (
     # Volumes and nodes
     Kind("volume-wrong", "a volume document has impossible values", False),
     Kind("volume-node-unknown", "a volume lies on a node that has no document", False),
+    Kind("volume-without-nodes", "a volume lies on no node: its chunks were given up", False),
+    Kind("volume-short", "a volume has fewer copies, or copies in worse places, than its replication asks for", False),
+    Kind("chunk-class", "a chunk lies in a volume of another replication than its files asked for", False),
     Kind("volume-counts", "the chunk or byte count of a volume is wrong", True),
+    Kind("node-wrong", "a node document has impossible values", False),
     Kind("node-unreachable", "a node does not answer, so its chunks could not be checked", False),
     Kind("node-marker", "the node's marker does not name this file system and this node", True),
     Kind("node-volume-stray", "a node holds a collection of this file system that is no volume of it", False, NOTE),
+    Kind("node-copy-left", "a node holds the unfinished copy of a volume; the next vacuum removes it", False, NOTE),
     # Chunks on nodes
+    Kind("node-collection-missing", "a node lacks the whole collection of a volume that lies there", False),
     Kind("chunk-missing", "a node lacks a chunk", False),
     Kind("chunk-hash", "a chunk is labelled with the hash of another one", False),
     Kind("chunk-size", "a chunk has another stored size than the index says", True),

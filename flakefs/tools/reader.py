@@ -34,6 +34,9 @@ PAGE_DOCUMENTS = 2_000
 PAGE_SECONDS = 60.0
 """Deadline of one page: a page that is not in memory comes from a disk that others use too."""
 SNAPSHOT_TOO_OLD = 239
+EXCHANGED = (43, 175)
+"""CursorNotFound, QueryPlanKilled."""
+EXCHANGED_TRIES = 5
 
 
 class Reader:
@@ -109,10 +112,12 @@ class Reader:
         return self._run(call, deadline_seconds=PAGE_SECONDS)
 
     def _run(self, call: Callable[[], T], *, deadline_seconds: float) -> T:
-        def guarded() -> T:
+        def guarded(tries: int = EXCHANGED_TRIES) -> T:
             try:
                 return call()
             except OperationFailure as error:
+                if error.code in EXCHANGED and tries > 1:  # a vacuum has put a new collection in its place
+                    return guarded(tries - 1)
                 if error.code == SNAPSHOT_TOO_OLD:
                     raise Conflict(
                         f"checking {self.database} beside a live mount took longer than its server keeps history "

@@ -12,15 +12,25 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from flakefs.errors import Damaged, NotFormatted
+from flakefs.errors import Damaged, NotFormatted, UsageError
 from flakefs.format import documents as d
 from flakefs.format.codec import CODECS
 from flakefs.format.documents import Document
 from flakefs.format.hashing import HASH_NAME
-from flakefs.format.records import FormatRecord, NodeRecord, VolumeRecord, read_format, read_node, read_volume
+from flakefs.format.placement import check_code
+from flakefs.format.records import (
+    NODE_STATES,
+    FormatRecord,
+    NodeRecord,
+    VolumeRecord,
+    read_format,
+    read_node,
+    read_volume,
+)
 from flakefs.format.windows import valid_chunk_size
 from flakefs.tools.problems import Report
 from flakefs.tools.reader import Reader
+from flakefs.tools.replicas import short_of
 
 R = TypeVar("R")
 
@@ -56,7 +66,7 @@ class System:
             wrong.append(f"codec {record.codec!r}")
         if record.hash != HASH_NAME:
             wrong.append(f"hash {record.hash!r}")
-        if len(str(record.replication)) != 3 or not str(record.replication).isdigit():
+        if not _is_code(record.replication):
             wrong.append(f"replication {record.replication!r}")
         if not isinstance(record.uuid, str) or len(record.uuid.replace("-", "")) != 32:
             wrong.append(f"uuid {record.uuid!r}")
@@ -64,27 +74,41 @@ class System:
             self._report.add("format-wrong", "format", "impossible values: " + ", ".join(wrong))
         return record
 
-    def check_places(self) -> None:
-        """Nodes and volumes."""
+    def check_places(self, replication: str = "") -> None:
+        """Nodes and volumes. *replication* is the code of the file system; without one, copies are not counted."""
         self.nodes = {record.id: record for record in self._decoded(d.NODES, read_node)}
+        for node in self.nodes.values():
+            if node.state not in NODE_STATES:
+                self._report.add("node-wrong", f"node {node.id}", f"state {node.state!r}")
         for volume in self._decoded(d.VOLUMES, read_volume):
             self.volumes[volume.id] = volume
-            where = f"volume {volume.id}"
-            if (
-                volume.state not in ("writable", "sealed")
-                or not volume.nodes
-                or len(set(volume.nodes)) != len(volume.nodes)
-            ):
-                said = f"state {volume.state!r}, nodes {list(volume.nodes)}"
-                self._report.add("volume-wrong", where, said)
-            elif min(volume.chunks, volume.bytes, volume.garbage) < 0:
-                said = f"{volume.chunks} chunks, {volume.bytes} bytes, {volume.garbage} garbage"
-                self._report.add("volume-wrong", where, said)
-            for node in volume.nodes:
-                if node not in self.nodes:
-                    self._report.add("volume-node-unknown", where, f"lies on node {node}, which has no document")
+            self._check_volume(volume, replication)
         self._report.counts["nodes"] = len(self.nodes)
         self._report.counts["volumes"] = len(self.volumes)
+
+    def _check_volume(self, volume: VolumeRecord, replication: str) -> None:
+        where = f"volume {volume.id}"
+        wrong = []
+        if volume.state not in ("writable", "sealed"):
+            wrong.append(f"state {volume.state!r}")
+        if len(set(volume.nodes)) != len(volume.nodes):
+            wrong.append(f"nodes {list(volume.nodes)}")
+        if not _is_code(volume.code):
+            wrong.append(f"code {volume.code!r}")
+        if min(volume.chunks, volume.bytes, volume.garbage) < 0:
+            wrong.append(f"{volume.chunks} chunks, {volume.bytes} bytes, {volume.garbage} garbage")
+        if wrong:
+            self._report.add("volume-wrong", where, ", ".join(wrong))
+        for node in volume.nodes:
+            if node not in self.nodes:
+                self._report.add("volume-node-unknown", where, f"lies on node {node}, which has no document")
+        if not volume.nodes:
+            said = f"it counts {volume.chunks} chunks; files that still name them are listed as content-lost"
+            self._report.add("volume-without-nodes", where, said)
+        elif replication and not wrong:
+            short = short_of(volume, self.nodes, replication)
+            if short is not None:
+                self._report.add("volume-short", where, f"{short.why}; flakefs nodes repair makes the missing copies")
 
     def _decoded(self, collection: str, read: Callable[[Document], R]) -> list[R]:
         found = []
@@ -107,10 +131,14 @@ class System:
                 collection, [{"$match": ids}, {"$group": {"_id": None, "max": {"$max": number}}}]
             )
             highest = int(found[0]["max"]) if found else 0
-            following = counters.get(name, 1)
-            if not isinstance(following, int) or following <= highest:
-                said = f"would give {following} next, {highest} is taken"
-                self._report.add("counter-low", f"counter {name}", said, name=name, next=highest + 1)
+            self._check_counter(counters, name, highest)
+        self._check_counter(counters, "map", max((volume.sealed_at for volume in self.volumes.values()), default=0))
+
+    def _check_counter(self, counters: Mapping[str, Any], name: str, highest: int) -> None:
+        following = counters.get(name, 1)
+        if not isinstance(following, int) or following <= highest:
+            said = f"would give {following} next, {highest} is taken"
+            self._report.add("counter-low", f"counter {name}", said, name=name, next=highest + 1)
 
     def check_indexes(self) -> None:
         """Indexes of `inodes`; without the unique one, names that are there twice."""
@@ -139,3 +167,11 @@ class System:
             place = double["_id"]
             said = f"documents {double['ids'][:10]} all have the name {place.get('n')!r}"
             self._report.add("name-twice", f"folder {place.get('p')}", said, ids=sorted(double["ids"], key=abs))
+
+
+def _is_code(value: Any) -> bool:
+    try:
+        check_code(value)
+    except (UsageError, TypeError, AttributeError):
+        return False
+    return True

@@ -180,6 +180,17 @@ class World:
     def set(self, collection: str, key: Any, **fields: Any) -> None:
         assert self.meta[collection].update_one({"_id": key}, {"$set": fields}).matched_count == 1
 
+    def rename_chunk(self, ref: ChunkRef, code: str) -> None:
+        """As if its files had asked for a replication of their own."""
+        name = Binary(ref.hash + code.encode())
+        self.chunk(ref, h=name)
+        entry = self.meta[d.CHUNKS].find_one_and_delete({"_id": Binary(ref.hash)})
+        assert entry is not None
+        self.meta[d.CHUNKS].insert_one({**entry, "_id": name})
+        named = {"e.h": Binary(ref.hash)}
+        for maps in (self.meta[d.INODES], self.meta[d.EXTENTS]):
+            maps.update_many(named, {"$set": {"e.$[x].h": name}}, array_filters=[{"x.h": Binary(ref.hash)}])
+
     def drop_unique_index(self) -> None:
         self.meta[d.INODES].drop_index([("p", 1), ("n", 1)])
 

@@ -460,6 +460,43 @@ def volume_on_an_unknown_node(world: World) -> None:
     world.set(d.VOLUMES, 1, nodes=[1, 7])
 
 
+@plant("volume-without-nodes", "content-lost")
+def volume_that_was_given_up(world: World) -> None:
+    world.set(d.VOLUMES, 1, nodes=[])
+
+
+@plant("volume-short")
+def replication_that_was_raised(world: World) -> None:
+    world.set(d.FORMAT, "format", replication="001")
+
+
+@plant("volume-short")
+def volume_of_a_code_that_its_nodes_do_not_keep(world: World) -> None:
+    for ref in (world.one, world.two, world.three):
+        world.rename_chunk(ref, "010")
+    world.set(d.VOLUMES, 1, own=True, code="010")
+
+
+@plant("volume-wrong")
+def volume_of_no_code(world: World) -> None:
+    world.set(d.VOLUMES, 1, code="77")
+
+
+@plant("chunk-class")
+def plain_chunks_in_a_volume_of_an_own_code(world: World) -> None:
+    world.set(d.VOLUMES, 1, own=True)
+
+
+@plant("chunk-class")
+def chunk_of_an_own_code_in_a_plain_volume(world: World) -> None:
+    world.rename_chunk(world.three, "000")
+
+
+@plant("counter-low")
+def counter_of_map_epochs_behind(world: World) -> None:
+    world.set(d.VOLUMES, 1, state="sealed", sealed_at=Int64(5))
+
+
 @plant("volume-counts")
 def volume_that_counts_wrongly(world: World) -> None:
     world.set(d.VOLUMES, 1, chunks=Int64(30))
@@ -468,6 +505,11 @@ def volume_that_counts_wrongly(world: World) -> None:
 @plant("node-unreachable")
 def node_that_does_not_let_us_in(world: World) -> None:
     world.uris[1] = world.good_uri.replace("mongodb://", "mongodb://nobody:wrong@")
+
+
+@plant("node-wrong")
+def node_in_no_state(world: World) -> None:
+    world.set(d.NODES, 1, state="asleep")
 
 
 @plant("node-marker")
@@ -481,6 +523,11 @@ def node_with_the_marker_of_another(world: World) -> None:
 
 
 # Chunks
+
+
+@plant("node-collection-missing", "chunk-missing", "content-lost")
+def collection_gone(world: World) -> None:
+    world.volume.drop()
 
 
 @plant("chunk-missing", "content-lost")
