@@ -24,10 +24,12 @@ from contextlib import asynccontextmanager
 
 import trio
 
+from flakefs.engine.asking import Asker
 from flakefs.engine.balance import load_balancer
 from flakefs.engine.barrier import Barrier
 from flakefs.engine.cache import ChunkCache
 from flakefs.engine.deleter import Deleter
+from flakefs.engine.healing import Healer
 from flakefs.engine.memory import keep_freed_memory
 from flakefs.engine.options import EngineOptions, EngineStatistics
 from flakefs.engine.placement import Placement
@@ -84,7 +86,9 @@ class Engine:
         self._nursery = nursery
         self._map = map
         self._cache = ChunkCache(options.chunk_cache_bytes)
-        self._reader = Reader(map, self._cache)
+        self._healer = Healer(metadata, database, writable=writable)
+        self._asker = Asker(map, nursery, self._healer.found_bad)
+        self._reader = Reader(map, self._cache, self._asker)
         self._deleter = Deleter(map, self._reader.reading, metadata=metadata, database=database)
         self._table = Table(_Ledger(map, self._deleter))
         placement = Placement(map, load_balancer(options.balance))
@@ -180,6 +184,9 @@ class Engine:
             barriers=self._barrier.barriers,
             fetched_chunks=self._reader.fetched_chunks,
             fetched_bytes=self._reader.fetched_bytes,
+            hedged_reads=self._asker.hedged,
+            bad_copies=self._healer.found,
+            healed_chunks=self._healer.healed,
             cache_hits=self._cache.hits,
             cached_bytes=self._cache.bytes,
             pinned_blocks=self._table.pinned(),
@@ -197,6 +204,7 @@ class Engine:
     async def _run(self) -> None:
         self._nursery.start_soon(self._map.poll_forever)
         self._nursery.start_soon(self._deleter.run_forever)
+        self._nursery.start_soon(self._healer.run_forever)
 
     async def _finish(self) -> None:
         """EN3."""

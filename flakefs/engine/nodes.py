@@ -101,22 +101,25 @@ class Node:
         self.problem = error
         self._process = None  # ND3
 
-    async def probe(self) -> Disk:
+    async def probe(self, deadline_seconds: float) -> Disk:
         """Make sure that it answers and is the right node, and look at its disk."""
-        return await self.door.run(self._probe_sync, abandon=True)
+        return await self.door.run(self._probe_sync, deadline_seconds=deadline_seconds, abandon=True)
 
     # -- in worker threads --
 
     def _probe_sync(self) -> Disk:
-        self._introduce_sync()
+        self.introduce_sync()
         if self._process is None:
             self._process = server_process(self.door.client)
         stats = self._database.command("dbStats")
         total, used = int(stats.get("fsTotalSize", 0)), int(stats.get("fsUsedSize", 0))
         return Disk(self._host, total or 1 << 50, used)
 
-    def _introduce_sync(self) -> None:
-        """ND1; once for each connection object. Raises Refused when the database belongs to somebody else."""
+    def introduce_sync(self) -> None:
+        """ND1; once for each connection object. Raises Refused when the database belongs to somebody else.
+
+        Runs inside the door.
+        """
         if self._introduced:
             return
         with self._connecting:
@@ -153,7 +156,7 @@ class Node:
         """
 
         def insert() -> bytes:
-            self._introduce_sync()
+            self.introduce_sync()
             process = self._process
             if process is None:
                 process = self._process = server_process(self.door.client)
@@ -164,7 +167,7 @@ class Node:
 
     def barrier_sync(self) -> bytes:
         """All acknowledged inserts of the process that this returns are durable (ND2). Runs inside the door."""
-        self._introduce_sync()
+        self.introduce_sync()
         marker = self.collection(NODE_MARKER, journaled=True)
         if not marker.update_one({"_id": self.uuid}, {"$inc": {"hardened": 1}}).matched_count:
             self._introduced = False
@@ -174,7 +177,7 @@ class Node:
 
     def read_sync(self, collection: str, keys: Sequence[bytes]) -> list[Document]:
         """The chunk documents that are there, in any order. Runs inside the door."""
-        self._introduce_sync()
+        self.introduce_sync()
         source = self._database[collection]
         if len(keys) == 1:
             document = source.find_one({"_id": ObjectId(keys[0])})
@@ -184,12 +187,12 @@ class Node:
 
     def delete_sync(self, collection: str, keys: Sequence[bytes]) -> None:
         """Forget chunks; unknown keys are fine. Runs inside the door."""
-        self._introduce_sync()
+        self.introduce_sync()
         self.collection(collection).delete_many({"_id": {"$in": [ObjectId(key) for key in keys]}})
 
     def create_volume_sync(self, collection: str) -> None:
         """An empty collection for a volume; one that is there already is fine. Runs inside the door."""
-        self._introduce_sync()
+        self.introduce_sync()
         create_chunk_collection(self._database, collection)
 
 

@@ -30,6 +30,9 @@ class EngineOptions:
     """A volume that holds more is sealed and a new one made."""
     reserve_bytes: int = 256 * MIB
     """A node with less free disk space takes no chunks: mongod ends itself on a full disk."""
+    dc: str = ""
+    """Data center of this process, in the words of the nodes' documents: the nearest replica is read first."""
+    rack: str = ""
     poll_seconds: float = 0.5
     """How often the documents of nodes and volumes, and disk space, are looked at."""
 
@@ -58,6 +61,12 @@ class EngineStatistics:
     fetched_chunks: int
     fetched_bytes: int
     """Plain."""
+    hedged_reads: int
+    """Reads that another replica was asked for as well, since the first took unusually long."""
+    bad_copies: int
+    """Copies found missing or damaged while another replica had a good one."""
+    healed_chunks: int
+    """Of these, put right from the good one."""
     cache_hits: int
     cached_bytes: int
     """Now."""

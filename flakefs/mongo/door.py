@@ -62,6 +62,11 @@ class Door:
         self.silent_since: float | None = None
         """Monotonic (D4); None while it answers."""
 
+    @property
+    def answered(self) -> float:
+        """Monotonic time of the last call that the server answered; 0 when there is none."""
+        return self._answered
+
     async def run(self, call: Callable[[], T], *, deadline_seconds: float | None = None, abandon: bool = False) -> T:
         """Run the blocking *call* in a worker thread. Always a checkpoint.
 
