@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import IO, Any, BinaryIO, Concatenate, ParamSpec, Self, TypeVar
 
 from flakefs.api import changes, pieces, transfer
+from flakefs.api import replication as codes
 from flakefs.api.facts import Entry, Facts, entry, facts
 from flakefs.api.files import open_file
 from flakefs.api.paths import AnyPath, absolute, folder, join, reach, reach_or_none
@@ -86,12 +87,23 @@ class Client:
         encoding: str | None = None,
         errors: str | None = None,
         newline: str | None = None,
+        *,
+        replication: str | None = None,
     ) -> IO[Any]:
-        """A file object as from the built-in open(): modes r, w, a, x, with + and b. Text is UTF-8 by default."""
-        return open_file(self._portal, absolute(path), mode, buffering, encoding, errors, newline)
+        """A file object as from the built-in open(): modes r, w, a, x, with + and b. Text is UTF-8 by default.
 
-    def put(self, source: AnyPath | BinaryIO, path: AnyPath) -> int:
-        """Copy a local file, or everything a binary stream gives, to the file *path*; the number of bytes."""
+        *replication*: as in put().
+        """
+        code = replication or ""
+        return open_file(self._portal, absolute(path), mode, buffering, encoding, errors, newline, code)
+
+    def put(self, source: AnyPath | BinaryIO, path: AnyPath, *, replication: str | None = None) -> int:
+        """Copy a local file, or everything a binary stream gives, to the file *path*; the number of bytes.
+
+        *replication*: the code ("001") that the file gets, for what is written now and later; None leaves the one that
+        it has, or inherits from its folder.
+        """
+        code = replication or ""
         target = absolute(path)
         if isinstance(source, (str, bytes, os.PathLike)):
             fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
@@ -101,11 +113,12 @@ class Client:
                     raise IsDirectory(f"{os.fsdecode(source)} is a folder; put() copies one file")
                 if not stat.S_ISREG(status.st_mode):
                     with open(fd, "rb", closefd=False) as stream:
-                        return self._portal.call(transfer.write_stream, target, stream)
-                return self._portal.call(transfer.write_local, target, fd, stat.S_IMODE(status.st_mode) & 0o777)
+                        return self._portal.call(transfer.write_stream, target, stream, code=code)
+                mode = stat.S_IMODE(status.st_mode) & 0o777
+                return self._portal.call(transfer.write_local, target, fd, mode, code=code)
             finally:
                 os.close(fd)
-        return self._portal.call(transfer.write_stream, target, source)
+        return self._portal.call(transfer.write_stream, target, source, code=code)
 
     def get(self, path: AnyPath, target: AnyPath | BinaryIO) -> int:
         """Copy the file *path* to a local file or binary stream; the number of bytes."""
@@ -168,7 +181,15 @@ class Client:
         stack = self._portal.stack
         return found(self._portal, stack.door, stack.database, absolute(path), query)
 
+    def replication(self, path: AnyPath) -> str:
+        """The replication code that what is written to *path*, or made below it, gets."""
+        return self._portal.call(codes.code_at, absolute(path))[0]
+
     # Changes
+
+    def set_replication(self, path: AnyPath, code: str | None) -> None:
+        """Give a file or folder a replication code of its own; None takes it away. What is stored keeps its copies."""
+        self._portal.call(codes.change, absolute(path), code)
 
     def mkdir(self, path: AnyPath, mode: int = 0o777, *, parents: bool = False) -> None:
         """Make a folder. With *parents* the ones above it, too, and it may be there already."""

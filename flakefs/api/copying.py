@@ -23,6 +23,8 @@ class CopyOptions:
     archive: bool = False
     no_clobber: bool = False
     """Leave what is already there alone."""
+    replication: str = ""
+    """Into the file system: the code of the files written and of the folders made; "" leaves it to the folder above."""
 
     @property
     def keeps(self) -> bool:

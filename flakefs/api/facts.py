@@ -27,7 +27,7 @@ from typing import Any
 from flakefs.api.paths import base, reach
 from flakefs.api.pieces import extents, settled
 from flakefs.format.documents import CHUNKS, VOLUMES, InodeRecord, read_index
-from flakefs.format.hashing import chunk_hash
+from flakefs.format.hashing import chunk_hash, content_hash_of, own_code_of
 from flakefs.format.records import VolumeRecord, read_volume
 from flakefs.mongo.door import Door
 from flakefs.namespace import Inode
@@ -90,13 +90,16 @@ class ChunkFacts:
     chunk: str
     """Id (key in its volume)."""
     hash: str
-    """BLAKE3 of the whole chunk."""
+    """BLAKE3 of the content of the whole chunk."""
+    replication: str
+    """The code of the volume it lies in; what the files that name it asked for, if they did."""
     references: int
     """Extents of the whole file system that name the chunk."""
     stored_bytes: int
     """Bytes on each node that has it."""
     volume: int
     nodes: tuple[int, ...]
+    """All that have a copy, the main one first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,11 +176,11 @@ def checksum(found: Sequence[Extent], size: int) -> tuple[str, str]:
         if isinstance(source, bytes):
             return chunk_hash(source[:size]).hex(), "content"
         if isinstance(source, ChunkRef) and source.length == size:
-            return source.hash.hex(), "content"
+            return content_hash_of(source.hash).hex(), "content"
     lines = [b"flakefs map %d\n" % size]
     for offset, length, source, start in found:
         assert not isinstance(source, Block)
-        name = source.hash if isinstance(source, ChunkRef) else chunk_hash(source)
+        name = content_hash_of(source.hash) if isinstance(source, ChunkRef) else chunk_hash(source)
         lines.append(b"%d %d %d %s\n" % (offset, length, start, name.hex().encode()))
     return chunk_hash(b"".join(lines)).hex(), "map"
 
@@ -206,7 +209,8 @@ def chunk_facts(door: Door, name: str, found: Iterable[Extent], batch: int = 100
                 length=extent.length,
                 start=extent.start,
                 chunk=ref.key.hex(),
-                hash=ref.hash.hex(),
+                hash=content_hash_of(ref.hash).hex(),
+                replication=own_code_of(ref.hash) or (volumes[ref.volume].code if ref.volume in volumes else ""),
                 references=known.refs if known else 0,
                 stored_bytes=known.stored_bytes if known else 0,
                 volume=ref.volume,

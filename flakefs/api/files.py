@@ -133,14 +133,20 @@ def open_file(
     encoding: str | None,
     errors: str | None,
     newline: str | None,
+    code: str = "",
 ) -> IO[Any]:
-    """As the built-in open(): text, buffered or raw according to *mode* and *buffering* (-1: one chunk)."""
+    """As the built-in open(): text, buffered or raw according to *mode* and *buffering* (-1: one chunk).
+
+    *code*: as in open_handle().
+    """
     flags, text = parse_mode(mode)
     if text and buffering == 0:
         raise UsageError("text files cannot be unbuffered; add b to the mode")
     if not text and (encoding or errors or newline):
         raise UsageError("a binary file takes no encoding, errors or newline")
-    handle, inode = portal.call(open_handle, path, flags)
+    if code and not flags & os.O_ACCMODE:
+        raise UsageError("a file that is opened for reading takes no replication: nothing is written")
+    handle, inode = portal.call(open_handle, path, flags, code=code)
     raw = RawFile(portal, handle, inode, os.fsdecode(path), flags)
     if buffering == 0:
         return raw  # type: ignore[return-value]  # RawIOBase is what the built-in open() returns here, too

@@ -18,6 +18,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
+from flakefs.api import replication
 from flakefs.api.paths import named, place, reach, shown
 from flakefs.errors import Exists, IsDirectory, NotFound, PosixError, TooManySymlinks
 from flakefs.namespace import Inode
@@ -43,8 +44,25 @@ def _umask() -> int:
     return 0o022
 
 
-async def open_handle(fs: FileSystem, path: bytes, flags: int, mode: int = 0o666) -> tuple[int, Inode]:
-    """(handle, inode) of the regular file *path*; flags as in open(2): O_CREAT, O_EXCL, O_TRUNC and the access mode."""
+async def open_handle(fs: FileSystem, path: bytes, flags: int, mode: int = 0o666, code: str = "") -> tuple[int, Inode]:
+    """(handle, inode) of the regular file *path*; flags as in open(2): O_CREAT, O_EXCL, O_TRUNC and the access mode.
+
+    *code*: the replication code that what is written gets; "" leaves the one that the file has or inherits.
+    """
+    if not code:
+        return await _open_handle(fs, path, flags, mode)
+    replication.check(fs, code)
+    handle, inode = await _open_handle(fs, path, flags, mode)
+    try:
+        await replication.give(fs, inode, code)
+    except BaseException:
+        with trio.CancelScope(shield=True):
+            await fs.release(handle)
+        raise
+    return handle, inode
+
+
+async def _open_handle(fs: FileSystem, path: bytes, flags: int, mode: int) -> tuple[int, Inode]:
     for _ in range(LINKS_MAX):
         if not flags & os.O_CREAT:
             inode = await reach(fs, path)
@@ -71,9 +89,11 @@ async def open_handle(fs: FileSystem, path: bytes, flags: int, mode: int = 0o666
 
 
 @asynccontextmanager
-async def opened(fs: FileSystem, path: bytes, flags: int, mode: int = 0o666) -> AsyncIterator[tuple[int, Inode]]:
+async def opened(
+    fs: FileSystem, path: bytes, flags: int, mode: int = 0o666, code: str = ""
+) -> AsyncIterator[tuple[int, Inode]]:
     """open_handle() for the time of the body; what was written is flushed at its end (O1)."""
-    handle, inode = await open_handle(fs, path, flags, mode)
+    handle, inode = await open_handle(fs, path, flags, mode, code)
     async with releasing(fs, handle):
         yield handle, inode
 

@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import NamedTuple
 
+from flakefs.format.hashing import content_hash_of, own_code_of
 from flakefs.format.windows import segment_of
 from flakefs.namespace import Inode
 from flakefs.values import SEGMENT_BYTES, Block, ChunkRef, Extent
@@ -35,6 +36,8 @@ class Piece(NamedTuple):
     chunk: str | None
     """Id of the chunk in its volume."""
     volume: int | None
+    replication: str = ""
+    """The code that the file asked for when it was written; "" for the one of the file system."""
 
 
 async def extents(
@@ -91,5 +94,6 @@ def _piece(extent: Extent, content: object) -> Piece:
     if isinstance(source, ChunkRef):
         data: bytes = content()
         part = data[extent.start : extent.start + extent.length]
-        return Piece(extent.offset, part, source.hash, source.key.hex(), source.volume)
+        name = source.hash
+        return Piece(extent.offset, part, content_hash_of(name), source.key.hex(), source.volume, own_code_of(name))
     return Piece(extent.offset, source[extent.start : extent.start + extent.length], None, None, None)

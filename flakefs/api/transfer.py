@@ -51,10 +51,10 @@ def ignore(_count: int) -> None:
 
 
 async def write_stream(
-    fs: FileSystem, path: bytes, source: Readable, mode: int = 0o666, advance: Advance = ignore
+    fs: FileSystem, path: bytes, source: Readable, mode: int = 0o666, advance: Advance = ignore, code: str = ""
 ) -> int:
-    """Everything that *source* gives becomes the content of *path*; the number of bytes."""
-    async with opened(fs, path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode) as (handle, _):
+    """Everything that *source* gives becomes the content of *path*; the number of bytes. *code*: see open_handle()."""
+    async with opened(fs, path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode, code) as (handle, _):
         return await pour_in(fs, handle, source, advance)
 
 
@@ -68,9 +68,11 @@ async def pour_in(fs: FileSystem, handle: int, source: Readable, advance: Advanc
     return position
 
 
-async def write_local(fs: FileSystem, path: bytes, fd: int, mode: int, advance: Advance = ignore) -> int:
-    """The content of the open local regular file *fd* becomes that of *path*."""
-    async with opened(fs, path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode) as (handle, inode):
+async def write_local(
+    fs: FileSystem, path: bytes, fd: int, mode: int, advance: Advance = ignore, code: str = ""
+) -> int:
+    """The content of the open local regular file *fd* becomes that of *path*. *code*: as in open_handle()."""
+    async with opened(fs, path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode, code) as (handle, inode):
         return await copy_in(fs, handle, inode, fd, advance)
 
 

@@ -19,13 +19,14 @@ from typing import NamedTuple
 
 import trio
 
-from flakefs.api import transfer
+from flakefs.api import replication, transfer
 from flakefs.api.copying import CopyOptions, Watcher, fatal
 from flakefs.api.opening import caller, releasing
 from flakefs.api.paths import base, join, place, reach_or_none, shown
-from flakefs.errors import IsDirectory, NotDirectory, PosixError
+from flakefs.errors import InvalidArgument, IsDirectory, NotDirectory, PosixError
 from flakefs.namespace import Inode
 from flakefs.vfs import Changes, FileSystem
+from flakefs.vfs.replication import ATTRIBUTE
 
 
 class _Job(NamedTuple):
@@ -39,6 +40,8 @@ async def put_all(
     fs: FileSystem, sources: list[bytes], target: bytes, options: CopyOptions, watcher: Watcher, *, into: bool
 ) -> None:
     """Copy each source to *target*, or into the folder *target* when *into* says so."""
+    if options.replication:
+        replication.check(fs, options.replication)
     copy = _Upload(fs, options, watcher)
     for source in sources:
         place_for_it = join(target, _own_name(source)) if into else target.rstrip(b"/") or b"/"
@@ -130,6 +133,7 @@ class _Upload:
         if found is None:
             mode = stat.S_IMODE(status.st_mode) & 0o777 & ~self._caller.umask
             found = await self._fs.mkdir(job.parent, job.name, mode, self._caller)
+            await self._replicate(found, job)
         elif not stat.S_ISDIR(found.mode):
             raise NotDirectory("a file is there, not a folder")
         if self._options.keeps:
@@ -146,6 +150,7 @@ class _Upload:
             self._watcher.started(job.source, status.st_size)
             handle, inode = await self._target(job, stat.S_IMODE(status.st_mode) & 0o777 & ~self._caller.umask)
             async with releasing(self._fs, handle):
+                await self._replicate(inode, job)
                 await transfer.copy_in(self._fs, handle, inode, fd, self._watcher.advance)
         finally:
             os.close(fd)
@@ -156,6 +161,7 @@ class _Upload:
             self._watcher.started(job.source, 0)
             handle, inode = await self._target(job, stat.S_IMODE(status.st_mode) & 0o777 & ~self._caller.umask)
             async with releasing(self._fs, handle):
+                await self._replicate(inode, job)
                 await transfer.pour_in(self._fs, handle, source, self._watcher.advance)
         return inode.ino
 
@@ -202,6 +208,23 @@ class _Upload:
         for name, value in values.items():
             if not name.startswith("user.flakefs."):
                 await self._fs.setxattr(ino, os.fsencode(name), value)
+
+    async def _replicate(self, inode: Inode, job: _Job) -> None:
+        """Before anything is written: the code that was asked for, else, with `archive`, the one of the source."""
+        if self._options.replication:
+            await replication.give(self._fs, inode, self._options.replication)
+            return
+        if not self._options.archive:
+            return
+        try:
+            code = os.getxattr(job.source, ATTRIBUTE).decode(errors="replace")
+        except OSError:
+            return
+        try:
+            replication.check(self._fs, code)
+            await replication.give(self._fs, inode, code)
+        except InvalidArgument as error:
+            self._watcher.problem(f"{shown(job.target)} is copied without the replication of its source: {error}")
 
     @staticmethod
     def _kept(status: os.stat_result) -> Changes:

@@ -86,6 +86,7 @@ class Changes:
         gid: int,
         rdev: int = 0,
         target: bytes = b"",
+        xattrs: dict[bytes, bytes] | None = None,
         now: int,
     ) -> Inode:
         """A new file of any type; Exists when the name is taken, NotFound when the folder was removed."""
@@ -114,7 +115,7 @@ class Changes:
             now,
             now,
             now,
-            {},
+            xattrs or {},
             target,
             0,
         )

@@ -140,19 +140,21 @@ class Namespace:
         gid: int,
         rdev: int = 0,
         target: bytes = b"",
+        xattrs: dict[bytes, bytes] | None = None,
         now: int,
     ) -> Inode:
         """A new file of any type; Exists when the name is taken, NotFound when the folder was removed."""
-        if not self._cache.shared:
-            made = await self._changes.make(
-                parent, name, mode=mode, uid=uid, gid=gid, rdev=rdev, target=target, now=now
+
+        def make() -> Awaitable[Inode]:
+            return self._changes.make(
+                parent, name, mode=mode, uid=uid, gid=gid, rdev=rdev, target=target, xattrs=xattrs, now=now
             )
+
+        if not self._cache.shared:
+            made = await make()
             if not self._cache.shared or await self._operations.committed(((parent, name),)):
                 return made
-        return await self._operations.run(
-            lambda: self._changes.make(parent, name, mode=mode, uid=uid, gid=gid, rdev=rdev, target=target, now=now),
-            ((parent, name),),
-        )
+        return await self._operations.run(make, ((parent, name),))
 
     async def link(self, inode: Inode, parent: Inode, name: bytes, *, now: int) -> None:
         """A further name for a file."""

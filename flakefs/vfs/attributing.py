@@ -9,12 +9,16 @@ Not here
 
 from __future__ import annotations
 
-from flakefs.errors import NoAttribute
+import logging
+
+from flakefs.errors import InvalidArgument, NoAttribute
 from flakefs.namespace import Inode
 from flakefs.values import SEGMENT_BYTES
-from flakefs.vfs import attributes, facts, xattrs
+from flakefs.vfs import attributes, facts, replication, xattrs
 from flakefs.vfs.files import Files
 from flakefs.vfs.requests import Caller, Changes, StatFs
+
+log = logging.getLogger(__name__)
 
 BLOCK_SIZE = 4096
 FILES_FREE = 2**40
@@ -60,9 +64,19 @@ class Attributing(Files):
         ns.check_writable()
         await ns.room()
         changed = xattrs.with_attribute(inode, name, value, create=create, replace=replace)
+        if name == replication.ATTRIBUTE and value != inode.xattrs.get(name):
+            try:
+                self.check_replication(value)
+            except InvalidArgument as error:  # setfattr only says EINVAL
+                log.warning("replication of inode %d (%r) stays as it is: %s", ino, inode.name, error)
+                raise
         ns.changed(inode)
         inode.xattrs = changed
         inode.ctime = self._clock()
+
+    def check_replication(self, value: bytes) -> None:
+        """Raise InvalidArgument for a code that is none."""
+        replication.checked(value)
 
     async def getxattr(self, ino: int, name: bytes) -> bytes:
         inode = await self.inode(ino)
@@ -70,6 +84,8 @@ class Attributing(Files):
         if found is not None:
             return found
         xattrs.check_name(inode, name, writing=False)
+        if name == replication.ATTRIBUTE:  # asked for whole trees: no map has to be loaded for it
+            return self.default_code.encode()
         if name.startswith(xattrs.FACTS):
             found = (await self.facts(ino)).get(name[len(xattrs.FACTS) :])
             if found is not None:
@@ -104,7 +120,7 @@ class Attributing(Files):
             stop = min(inode.size, 16 * SEGMENT_BYTES)
             if not inode.map.loaded(0, stop):
                 await self.ns.load(inode, 0, stop)
-        return facts.facts(inode, self.chunk_size)
+        return facts.facts(inode, self.chunk_size, self.default_code)
 
     async def access(self, ino: int, mode: int, caller: Caller) -> bool:
         """access(2) by the permission bits, the primary group and the owner."""

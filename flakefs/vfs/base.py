@@ -48,6 +48,11 @@ class Base:
         # Mutable
         self.handles = Handles()
 
+    @property
+    def default_code(self) -> str:
+        """The replication code of what has none of its own."""
+        return self.format.replication
+
     def peek(self, ino: int) -> Inode | None:
         """The inode when it is in memory."""
         return self.ns.peek(ino)

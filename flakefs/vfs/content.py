@@ -31,6 +31,7 @@ from flakefs.format.windows import split
 from flakefs.namespace import FileMap, Inode
 from flakefs.values import SEGMENT_BYTES, Block, Extent, Source
 from flakefs.vfs.budget import Budget
+from flakefs.vfs.replication import own_code
 
 FRAGMENTS = 16
 """A window with more extents is rewritten as one block when there is time."""
@@ -178,6 +179,7 @@ class FileContent:
             return
         the_map.replace(number, overlay(the_map.segment(number), Extent(start, chunk, block, 0)))
         self.touched.add(number)
+        block.code = own_code(self.inode)
         block.sealed = True
         self._sink.budget.seal(block)
         self._sink.queue(self, window, block)

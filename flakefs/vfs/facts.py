@@ -12,18 +12,22 @@ from __future__ import annotations
 import mimetypes
 import stat
 
+from flakefs.format.hashing import content_hash_of, own_code_of
 from flakefs.namespace import Inode
 from flakefs.values import Block, ChunkRef, Source
+from flakefs.vfs.replication import FACT, own_code
 
 CHUNKS_LISTED = 500
 """Attribute values are bounded; a longer list ends with "..."."""
 
 
-def facts(inode: Inode, chunk_size: int) -> dict[bytes, bytes]:
+def facts(inode: Inode, chunk_size: int, default_code: str) -> dict[bytes, bytes]:
     """Fact by name (without "user.flakefs.")."""
     result = {b"id": b"%d" % inode.ino, b"version": b"%d" % inode.version, b"created": b"%d" % inode.btime}
     if inode.name:
         result[b"name"] = inode.name
+    if stat.S_ISREG(inode.mode) or stat.S_ISDIR(inode.mode):
+        result[FACT] = (own_code(inode) or default_code).encode()
     if stat.S_ISREG(inode.mode):
         name = inode.name.decode(errors="surrogateescape")
         _, dot, extension = name.lstrip(".").rpartition(".")
@@ -55,5 +59,9 @@ def _place(source: Source, start: int) -> str:
             return "memory"
         source = source.ref
     if isinstance(source, ChunkRef):
-        return f"volume={source.volume} chunk={source.key.hex()} from={start} hash={source.hash.hex()}"
+        code = own_code_of(source.hash)
+        return (
+            f"volume={source.volume} chunk={source.key.hex()} from={start} hash={content_hash_of(source.hash).hex()}"
+            + (f" replication={code}" if code else "")
+        )
     return "inode"

@@ -21,6 +21,7 @@ from flakefs.vfs import attributes
 from flakefs.vfs.base import Base, again
 from flakefs.vfs.content import FileContent
 from flakefs.vfs.handles import ACCESS_MASK, Handle
+from flakefs.vfs.replication import inherited
 from flakefs.vfs.requests import Caller
 
 PRIVILEGES = stat.S_ISUID | stat.S_ISGID
@@ -84,7 +85,10 @@ class Files(Base):
         folder = await self._folder(parent)
         mode, gid = attributes.of_new(folder, stat.S_IFREG | (mode & attributes.PERMISSIONS), caller)
         try:
-            inode = await self.ns.make(folder, name, mode=mode, uid=caller.uid, gid=gid, now=self._clock())
+            xattrs = inherited(folder, mode)
+            inode = await self.ns.make(
+                folder, name, mode=mode, uid=caller.uid, gid=gid, xattrs=xattrs, now=self._clock()
+            )
         except Exists:
             if flags & os.O_EXCL:
                 raise

@@ -21,6 +21,7 @@ from flakefs.namespace import UNKNOWN, Inode
 from flakefs.values import NAME_MAX, SYMLINK_MAX
 from flakefs.vfs import attributes
 from flakefs.vfs.base import Base
+from flakefs.vfs.replication import inherited
 from flakefs.vfs.requests import Caller
 
 MADE_BY_MKNOD = (stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK)
@@ -75,7 +76,15 @@ class Names(Base):
         folder = await self._folder(parent)
         mode, gid = attributes.of_new(folder, mode, caller)
         return await self.ns.make(
-            folder, name, mode=mode, uid=caller.uid, gid=gid, rdev=rdev, target=target, now=self._clock()
+            folder,
+            name,
+            mode=mode,
+            uid=caller.uid,
+            gid=gid,
+            rdev=rdev,
+            target=target,
+            xattrs=inherited(folder, mode),
+            now=self._clock(),
         )
 
     async def link(self, ino: int, parent: int, name: bytes) -> Inode:

@@ -24,6 +24,7 @@ from flakefs.format.extents import overlay_many, slices
 from flakefs.namespace import FileMap, Inode
 from flakefs.values import LITERAL_MAX, SEGMENT_BYTES, Block, ChunkRef, Extent, Source
 from flakefs.vfs.content import FileContent
+from flakefs.vfs.replication import own_code
 
 Resident = Callable[[Source], bytes | bytearray | None]
 
@@ -42,6 +43,7 @@ def seal_content(content: FileContent, chunk_size: int, resident: Resident) -> l
         content.touched.add(0)
     if not windows:
         return []
+    code = own_code(inode)
     pieces: list[list[Extent]] = []
     sealed: list[Block] = []
     for window in sorted(windows):
@@ -50,11 +52,11 @@ def seal_content(content: FileContent, chunk_size: int, resident: Resident) -> l
         if not parts:
             continue
         if _whole(parts) and 4 * parts[0].length >= chunk_size:
-            sealed.append(_frozen(parts[0]))
+            sealed.append(_frozen(parts[0], code))
         else:
             pieces.append(parts)
     for group in _groups(pieces, chunk_size):
-        sealed.append(_frozen(group[0]) if _whole(group) else _packed(the_map, group, resident))
+        sealed.append(_frozen(group[0], code) if _whole(group) else _packed(the_map, group, resident, code))
     return sealed
 
 
@@ -127,9 +129,10 @@ def _whole(parts: list[Extent]) -> bool:
     return isinstance(source, Block) and not source.sealed and start == 0 and length == len(source.data or b"")
 
 
-def _frozen(extent: Extent) -> Block:
+def _frozen(extent: Extent, code: str) -> Block:
     block = extent.source
     assert isinstance(block, Block), "only blocks are frozen as they are"
+    block.code = code
     block.sealed = True
     return block
 
@@ -149,7 +152,7 @@ def _groups(pieces: Iterable[list[Extent]], chunk_size: int) -> Iterable[list[Ex
         yield group
 
 
-def _packed(the_map: FileMap, group: list[Extent], resident: Resident) -> Block:
+def _packed(the_map: FileMap, group: list[Extent], resident: Resident, code: str) -> Block:
     """One sealed block of all pieces of *group*, named in their place."""
     joined = []
     for _, length, source, start in group:
@@ -157,6 +160,7 @@ def _packed(the_map: FileMap, group: list[Extent], resident: Resident) -> Block:
         assert data is not None, "what is packed is in memory"
         joined.append(data if len(data) == length else memoryview(data)[start : start + length])
     block = Block(b"".join(joined))
+    block.code = code
     block.sealed = True
     position = 0
     named: dict[int, list[Extent]] = {}  # by segment: thousands of pieces, so all of them in one pass

@@ -4,14 +4,15 @@ Rules
     E1  Namespaces user., trusted. and security.; system. (POSIX ACLs among it) is refused with NotSupported.
     E2  A change of attributes makes a new dict, so that a state the journal has taken never changes afterwards.
     E3  All names of one file fit into one listxattr(2) answer, and names and values into its document.
-    E4  user.flakefs.* are facts: they can be read and are not listed, so no copying program tries to set them.
+    E4  user.flakefs.* are facts: they can be read and are not listed, so no copying program tries to set them. One of
+        them is a wish as well: user.flakefs.replication may be set and removed, and is listed where it was set.
     E5  trusted. attributes are shown to root only, as on every disk; nobody else could read them (the kernel).
 
 Concurrency
     Nothing waits.
 
 Not here
-    The facts (vfs.facts), rights (the kernel).
+    The facts (vfs.facts), what a replication code means (vfs.replication), rights (the kernel).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import stat
 from flakefs.errors import AttributeTooLarge, Exists, InvalidArgument, NoAttribute, NoSpace, NotPermitted, NotSupported
 from flakefs.namespace import Inode
 from flakefs.values import XATTR_MAX
+from flakefs.vfs import replication
 from flakefs.vfs.requests import Caller
 
 PREFIXES = (b"user.", b"trusted.", b"security.")
@@ -43,7 +45,7 @@ def check_name(inode: Inode, name: bytes, *, writing: bool) -> None:
         if writing:
             raise NotPermitted("only files and folders have user. attributes")
         raise NoAttribute("only files and folders have user. attributes")
-    if writing and name.startswith(FACTS):
+    if writing and name.startswith(FACTS) and name != replication.ATTRIBUTE:
         raise NotPermitted(f"{name.decode(errors='replace')} is a fact that FlakeFS tells; it cannot be set or removed")
 
 
@@ -52,7 +54,9 @@ def with_attribute(inode: Inode, name: bytes, value: bytes, *, create: bool, rep
     check_name(inode, name, writing=True)
     if len(value) > XATTR_MAX:
         raise AttributeTooLarge(f"the value has {len(value)} bytes; at most {XATTR_MAX} are possible")
-    present = name in inode.xattrs
+    if name == replication.ATTRIBUTE:
+        replication.checked(value)
+    present = name in inode.xattrs or name == replication.ATTRIBUTE  # it can be read everywhere (G1)
     if create and present:
         raise Exists(f"the attribute {name.decode(errors='replace')} is there already")
     if replace and not present:

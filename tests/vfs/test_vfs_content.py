@@ -1,4 +1,4 @@
-"""FileContent and sealing against a bytearray, with a tiny chunk size (C1 to C4, S1 to S3, B1 and B2)."""
+"""FileContent and sealing against a bytearray, with a tiny chunk size (C1 to C4, S1 to S3, G3, B1 and B2)."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from flakefs.vfs import sealing
 from flakefs.vfs.budget import Budget
 from flakefs.vfs.content import FRAGMENTS, FileContent, crowd
 from flakefs.vfs.reading import plan
+from flakefs.vfs.replication import ATTRIBUTE, own_code
 from flakefs.vfs.sealing import seal_content
 
 CHUNK = 16
@@ -43,6 +44,7 @@ class MemorySink:
         self.cached: set[ChunkRef] = set()
 
     def queue(self, content: FileContent, window: int, block: Block) -> None:
+        assert block.code == own_code(content.inode), "G3"
         self.queued.append((content, window, block))
 
     def resident(self, source: Source) -> bytes | bytearray | None:
@@ -136,6 +138,10 @@ class ContentMachine(RuleBasedStateMachine):
         else:
             self.oracle += bytes(size - len(self.oracle))
 
+    @rule(code=st.sampled_from(["", "001", "010"]))
+    def change_code(self, code: str) -> None:
+        self.content.inode.xattrs = {ATTRIBUTE: code.encode()} if code else {}
+
     @rule(count=st.integers(0, 3))
     def store_queued(self, count: int) -> None:
         for _, window, block in self.sink.queued[:count]:
@@ -150,6 +156,7 @@ class ContentMachine(RuleBasedStateMachine):
             return
         before = bytes(self.oracle)
         for block in seal_content(self.content, CHUNK, self.sink.resident):
+            assert block.code == own_code(self.content.inode), "G3"
             self.sink.budget.seal(block)
         blocks = self.content.undurable()
         assert content_of(self.content, self.sink) == before, "S1"

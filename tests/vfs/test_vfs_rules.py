@@ -178,14 +178,18 @@ def test_facts_of_a_file() -> None:
     file = inode(name=b"photo.JPG")
     assert file.map is not None
     file.map.replace(0, [Extent(0, 3, b"abc", 0), Extent(10, 3, Block(b"xyz"), 0)])
-    told = facts.facts(file, 65536)
+    told = facts.facts(file, 65536, "001")
     assert told[b"id"] == b"7"
     assert told[b"extension"] == b"JPG"
     assert told[b"mime"] == b"image/jpeg"
     assert told[b"stored"] == b"6"
     assert told[b"chunks"] == b"0 3 inode\n10 3 memory"
-    assert b"chunks" not in facts.facts(inode(stat.S_IFDIR | 0o755), 65536)
-    assert b"extension" not in facts.facts(inode(name=b".hidden"), 65536)
+    assert told[b"replication"] == b"001"
+    file.xattrs = {b"user.flakefs.replication": b"010"}
+    assert facts.facts(file, 65536, "001")[b"replication"] == b"010"
+    assert b"chunks" not in facts.facts(inode(stat.S_IFDIR | 0o755), 65536, "000")
+    assert b"extension" not in facts.facts(inode(name=b".hidden"), 65536, "000")
+    assert b"replication" not in facts.facts(inode(stat.S_IFLNK | 0o777), 65536, "000")
 
 
 @pytest.mark.parametrize(
