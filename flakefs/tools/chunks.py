@@ -158,6 +158,15 @@ def still_indexed(metadata: Reader, volume: int, keys: Mapping[ObjectId, bytes])
     return found
 
 
+def present(node: Node, uuid: str, volume: int, keys: Iterable[ObjectId]) -> set[ObjectId]:
+    """Of these keys, those that are on the node now."""
+    found: set[ObjectId] = set()
+    name = d.volume_collection(uuid, volume)
+    for batch in batches(list(keys)):
+        found.update(e["_id"] for e in node.reader.stream(name, {"_id": {"$in": batch}}, fields={"_id": 1}))
+    return found
+
+
 def indexed_by_key(metadata: Reader, volume: int, keys: Iterable[ObjectId]) -> dict[ObjectId, bytes]:
     """Of these keys, those that the index names, whatever the hash: for chunks whose own label is in doubt. Slow."""
     found = {}

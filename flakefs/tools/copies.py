@@ -18,7 +18,7 @@ Not here
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from bson.binary import Binary
@@ -86,8 +86,12 @@ class Copies:
         self._uuid = uuid
         self._nodes = nodes
 
-    def fill(self, node: Node, refs: Sequence[ChunkRef], others: Sequence[int]) -> Filled:
+    def fill(
+        self, node: Node, refs: Sequence[ChunkRef], others: Sequence[int], advance: Callable[[int, int], None]
+    ) -> Filled:
         """Give *node* the chunks *refs* of one volume, which it lacks, from good copies on *others*.
+
+        *advance* is told (chunks, stored bytes) copied, and may raise.
 
         Raises the failure of *node*; another node that fails gets its `failure`.
         """
@@ -107,10 +111,12 @@ class Copies:
                     continue
                 if good:
                     self._insert(node, batch[0].volume, good)
+                size = sum(len(document["d"]) for document in good)
                 for document in good:
                     del missing[document["_id"].binary]
-                    filled.chunks += 1
-                    filled.bytes += len(document["d"])
+                filled.chunks += len(good)
+                filled.bytes += size
+                advance(len(good), size)
             filled.lacking += missing.values()
         return filled
 

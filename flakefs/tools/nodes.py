@@ -121,7 +121,8 @@ class NodeCheck:
         self._report.counts["chunks on nodes"] += stretch.indexed
         where = f"node {node.record.id}"
         if stretch.missing and self._lies_now(stretch.volume, node):
-            present = self._present(node, stretch)
+            # Those that are there are indexed twice, or were written while we looked.
+            present = chunks.present(node, self._uuid, stretch.volume, stretch.missing)
             for key, content in chunks.still_indexed(self._now, stretch.volume, stretch.missing).items():
                 if key in present:
                     said = f"volume {stretch.volume}, key {key}: two index entries, one is {content.hex()}"
@@ -138,14 +139,6 @@ class NodeCheck:
                 if key not in indexed:
                     self._report.leaked_chunks += 1
                     self._report.leaked_bytes += size
-
-    def _present(self, node: Node, stretch: Stretch) -> set[ObjectId]:
-        """Of the missing keys those that are there: indexed twice, or written while we looked."""
-        found: set[ObjectId] = set()
-        name = d.volume_collection(self._uuid, stretch.volume)
-        for batch in chunks.batches(list(stretch.missing)):
-            found.update(e["_id"] for e in node.reader.stream(name, {"_id": {"$in": batch}}, fields={"_id": 1}))
-        return found
 
     # Deep
 

@@ -201,6 +201,61 @@ class World:
         return self.meta[d.CHUNKS].find_one({"_id": Binary(ref.hash)})
 
 
+class Trio(World):
+    """The same in replication 001: volume 1 on nodes 1 and 2; node 3 is empty. All on one server."""
+
+    def __init__(self, servers: Servers, database: str) -> None:
+        super().__init__(servers, database)
+        client = self.node_door.client
+        self.homes = {1: self.node, 2: client[f"{database}_2"], 3: client[f"{database}_3"]}
+        self.copy = self.homes[2][self.volume.name]
+        self.reset()
+
+    def reset(self) -> None:
+        super().reset()
+        for number in (1, 2, 3) if hasattr(self, "homes") else ():
+            self._reset_node(number)
+        self.meta[d.FORMAT].update_one({}, {"$set": {"replication": "001"}})
+        self.meta[d.VOLUMES].delete_many({"_id": {"$ne": 1}})
+        self.set(d.VOLUMES, 1, nodes=[1, 2], code="001")
+        self.set(d.COUNTERS, "node", next=Int64(4))
+
+    def _reset_node(self, number: int) -> None:
+        self.uris[number] = self.good_uri
+        home = self.homes[number]
+        record = NodeRecord(id=number, uri=f"test {number}", database=home.name, added=NOW)
+        self.meta[d.NODES].replace_one({"_id": number}, record.document(), upsert=True)
+        if number == 1:
+            return
+        for name in home.list_collection_names():
+            home[name].delete_many({}) if number == 2 and name == self.volume.name else home.drop_collection(name)
+        home[d.NODE_MARKER].insert_one({"_id": self.uuid, "node": number})
+        if number == 2:
+            self.copy.insert_many(list(self.volume.find()))
+
+    def close(self) -> None:
+        for number in (2, 3):
+            self.node_door.client.drop_database(self.homes[number].name)
+        super().close()
+
+    def keys_on(self, number: int) -> set[ObjectId]:
+        return {document["_id"] for document in self.homes[number][self.volume.name].find({}, {"_id": 1})}
+
+
+@pytest.fixture(scope="session")
+def one_trio(servers: Servers) -> Iterator[Trio]:
+    made = Trio(servers, f"t{os.getpid()}_trio")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def trio_world(one_trio: Trio) -> Trio:
+    """Three nodes, as if they were made for this test."""
+    one_trio.reset()
+    return one_trio
+
+
 @pytest.fixture(scope="session")
 def one_world(servers: Servers) -> Iterator[World]:
     """The one of all tests."""
