@@ -5,6 +5,8 @@ Invariants
         acts.
     H2  Whatever changes a folder's names marks the folder, so that it stays in memory until they are stored.
     H3  An inode with nlink 0 has no name; it lives while it is held, and its document goes with the last release.
+    H4  In shared mode a name is changed by one operation at a time, from its look to its commit: of a name that was
+        taken and freed within one group nothing would be stored, so no guard would test that it was free.
 
 Concurrency
     Belongs to the trio thread.
@@ -20,6 +22,8 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
+import trio
+import trio.lowlevel
 from bson.int64 import Int64
 
 from flakefs.errors import (
@@ -35,7 +39,7 @@ from flakefs.errors import (
 )
 from flakefs.format.documents import INODES, LinkRecord, read_link
 from flakefs.format.names import checked
-from flakefs.namespace.cache import Cache
+from flakefs.namespace.cache import Cache, Place
 from flakefs.namespace.entries import Entries, cookie_at, enter, leave
 from flakefs.namespace.inode import UNKNOWN, Inode, Link, Unknown
 from flakefs.namespace.maps import FileMap
@@ -72,6 +76,7 @@ class Changes:
         self._room = room
         self._release_content = release_content
         self.unused: Callable[[int], None] = lambda ino: None  # set once: shared mode, nobody here uses it any more
+        self.settled: Callable[[tuple[Place, ...]], Awaitable[None]]  # set once: returns after the commit of a change
         self._dirty_max = cache.options.dirty_documents_max
 
     # -- new names --
@@ -156,10 +161,7 @@ class Changes:
     async def _new_name(self, parent: Inode, name: bytes) -> None:
         """On return, with no await since the last look: *name* is free and may be taken."""
         await self.begin()
-        found = self.entries.peek_child(parent, name)
-        if isinstance(found, Unknown):
-            found = await self.entries.child(parent, name)
-        if found is not None:
+        if await self._look(parent, name) is not None:
             raise Exists(f"there is a {name!r} already")
         self.check(parent)
 
@@ -207,20 +209,39 @@ class Changes:
         if len(self.cache.dirty) + len(self.cache.dirty_links) > self._dirty_max:
             await self._room()
 
-    def check(self, parent: Inode) -> None:
-        """The last check before a change of *parent*'s names."""
+    def check(self, *parents: Inode) -> None:
+        """The last check before a change of the names in these folders."""
         self.cache.check_writable()
-        if not parent.nlink:
-            raise NotFound(f"the folder {parent.ino} was removed")
+        for parent in parents:
+            if not parent.nlink:
+                raise NotFound(f"the folder {parent.ino} was removed")
 
     async def existing(self, parent: Inode, name: bytes) -> Inode:
         """What *name* names, looked at with no await since; NotFound."""
-        inode = self.entries.peek_child(parent, name)
-        if isinstance(inode, Unknown):
-            inode = await self.entries.child(parent, name)
+        inode = await self._look(parent, name)
         if inode is None:
             raise NotFound(f"there is no {name!r}")
         return inode
+
+    async def _look(self, parent: Inode, name: bytes) -> Inode | None:
+        """What *name* names, looked at with no await since, and in no change that waits for its commit (H4)."""
+        changing = self.cache.changing
+        while True:
+            found = self.entries.peek_child(parent, name)
+            if isinstance(found, Unknown):
+                found = await self.entries.child(parent, name)
+            if not changing or (parent.ino, name) not in changing:
+                return found
+            await self.uncommitted(((parent.ino, name),))
+
+    async def uncommitted(self, places: tuple[Place, ...]) -> bool:
+        """H4: were there changes of these names that wait for their commit? It was waited for, look again."""
+        changing = self.cache.changing
+        if not changing or not any(place in changing for place in places):
+            return False
+        await self.settled(places)
+        await trio.lowlevel.checkpoint()  # those who made them have to hear of it
+        return True
 
     def needs_heir(self, parent: Inode, name: bytes, inode: Inode, heir: Heir | None) -> bool:
         """Is this the name in the inode's own document, with others left, and *heir* not (any more) one of them?"""

@@ -64,15 +64,17 @@ class Renames:
         checked(new_name)
         if noreplace and exchange:
             raise InvalidArgument("a rename cannot both exchange two names and refuse to replace one")
+        both = (parent.ino, name), (new_parent.ino, new_name)
         await self._changes.begin()
         held: list[Inode | None] = []  # what was loaded stays in memory until the look that counts
         heir: Heir | None = None
-        peek = self._entries.peek_child
+        peek, child = self._entries.peek_child, self._entries.child
         while True:
+            if await self._changes.uncommitted(both):
+                continue
             source, target = peek(parent, name), peek(new_parent, new_name)
             if isinstance(source, Unknown) or isinstance(target, Unknown):
-                held.append(await self._entries.child(parent, name))
-                held.append(await self._entries.child(new_parent, new_name))
+                held += [await child(parent, name), await child(new_parent, new_name)]
                 continue
             if source is None or (exchange and target is None):
                 raise NotFound(f"there is no {name if source is None else new_name!r}")
@@ -99,8 +101,7 @@ class Renames:
                 if empty is True:
                     break
                 held.append(target)
-        self._changes.check(parent)
-        self._changes.check(new_parent)
+        self._changes.check(parent, new_parent)
         if exchange and target is not None:
             self._exchange(parent, name, source, new_parent, new_name, target, now)
         else:

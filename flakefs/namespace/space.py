@@ -85,6 +85,7 @@ class Namespace:
         self._changes = changes
         self._renames = Renames(changes)
         self._operations = Operations(cache, entries, journal, coherence)
+        changes.settled = self._operations.settled
         self._shared: Shared | None = None
         self.root = root
         self.read_only = cache.read_only

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
 import pytest
 import trio
+import trio.testing
 from pymongo import MongoClient
 
 from flakefs.app.stack import Stack
-from flakefs.errors import Exists
+from flakefs.errors import Exists, FlakeError
 from flakefs.format.documents import INODES
 from flakefs.namespace.commit import transact
 from flakefs.testing.servers import Servers
@@ -199,3 +201,53 @@ async def test_a_commit_that_waits_for_what_was_taken_back_ends(fresh: Fresh, mo
         with trio.fail_after(PATIENCE_SECONDS):
             refused, _ = await together(partial(one.fs.mkdir, ROOT_INO, b"f", 0o755, ROOT), change)
         assert isinstance(refused, Exists)
+
+
+def hold_commits(stack: Stack, patch: pytest.MonkeyPatch) -> tuple[trio.Event, trio.Event]:
+    """From now on commits of *stack* wait. (one does, they may go on)"""
+    run, waits, free = stack.door.run, trio.Event(), trio.Event()
+
+    async def held(call: Callable[[], T], **options: Any) -> T:
+        if getattr(call, "func", None) is transact:
+            waits.set()
+            await free.wait()
+        return await run(call, **options)
+
+    patch.setattr(stack.door, "run", held)
+    return waits, free
+
+
+async def test_a_name_that_is_taken_and_freed_in_one_group_was_free(
+    fresh: Fresh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of such a name nothing is stored, so no guard would notice that another session had it."""
+    async with two(fresh) as (one, other):
+        await one.fs.mkdir(ROOT_INO, b"folder", 0o755, ROOT)
+        assert await names_of(one) == await names_of(other) == {b"folder"}
+        late: list[Mapping[str, Any]] = []
+        monkeypatch.setattr(one.fs.ns.coherence, "take", late.append)
+        ino = await put(other.fs, b"a", b"x")
+        waits, free = hold_commits(one, monkeypatch)
+
+        async def to_and_fro() -> list[object]:
+            await waits.wait()  # what follows is in one group
+            async with trio.open_nursery() as nursery:
+                results: list[object] = [None, None]
+
+                async def rename(index: int, name: bytes, new: bytes) -> None:
+                    with suppress(FlakeError):
+                        await one.fs.rename(ROOT_INO, name, ROOT_INO, new)
+                        results[index] = "done"
+
+                nursery.start_soon(rename, 0, b"folder", b"a")
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.start_soon(rename, 1, b"a", b"folder")
+                await trio.testing.wait_all_tasks_blocked()
+                free.set()
+            return results
+
+        _, results = await together(partial(one.fs.mkdir, ROOT_INO, b"other", 0o755, ROOT), to_and_fro)
+        assert results == [None, None]
+        found = await one.fs.lookup(ROOT_INO, b"a")
+        assert found is not None
+        assert found.ino == ino
