@@ -1,0 +1,107 @@
+"""No single point of failure: of three metadata servers, three nodes with two copies of everything, and three mounts,
+each is killed in turn, and the others go on.
+
+`tests/run-long nodes` does more rounds, and holds the longest stall below LIMIT_SECONDS.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from flakefs.mongo.cluster import LocalCluster
+from flakefs.testing.mounted import Mount
+from flakefs.testing.nodefaults import Busy
+from flakefs.testing.servers import private_folder
+
+ROUNDS = int(os.environ.get("FLAKEFS_NODE_ROUNDS", "0"))
+"""Of all members; 0: the primary, a node, and a mount."""
+LIMIT_SECONDS = 20.0
+"""An election takes seconds: one is held after twice the time-out."""
+TROUBLE = r"node \d|no node|copies|replica|volume \d|does not answer|cannot be stored|answered nobody|another primary"
+
+
+class ClusterMount(Mount):
+    """Of a file system that is there already."""
+
+    def _format(self, chunk_size: int, codec: str) -> None:
+        pass
+
+
+def flakefs(*arguments: str) -> None:
+    command = [sys.executable, "-m", "flakefs", *arguments]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture
+def cluster() -> Iterator[LocalCluster]:
+    folder = private_folder("flakefs-c-") / "dev"
+    try:
+        flakefs("cluster", "dev", "-n", "3", "--replication", "001", "--dir", str(folder))
+        yield LocalCluster(folder)
+    finally:
+        if folder.exists():
+            flakefs("cluster", "stop", "--remove", "--dir", str(folder))
+        folder.parent.rmdir()
+
+
+@pytest.fixture
+def mounts(cluster: LocalCluster, tmp_path: Path) -> Iterator[list[Mount]]:
+    """Three mounts."""
+    servers: Any = SimpleNamespace(metadata_uri=cluster.metadata_uri)
+    settings = {"engine": {"chunk_cache_bytes": 1024 * 1024}}
+    first = ClusterMount(servers, tmp_path / "fs", cluster.database, "", settings=settings)
+    first.expect_leaks()
+    try:
+        first.mount()
+        first.another()
+        first.another()
+        for mount in first.family:
+            mount.expect_log(TROUBLE)
+        yield first.family
+    except BaseException:
+        first.close(verify=False)
+        raise
+    first.close(verify=True)
+
+
+def primary(cluster: LocalCluster) -> str:
+    return next(member.name for member in cluster.status() if member.state == "primary")
+
+
+@pytest.mark.timeout(900 + 600 * ROUNDS)
+def test_any_one_of_them_may_die(cluster: LocalCluster, mounts: list[Mount]) -> None:
+    first, second, third = mounts
+    folder = str(cluster.folder)
+    busy = Busy(first.path, second.path, 7)
+    try:
+        busy.progress(3)
+        members = ["meta1", "meta2", "meta3", "node1", "node2", "node3", "mount"] * ROUNDS
+        for member in members or [primary(cluster), "node2", "mount"]:
+            if member == "mount":
+                third.kill()
+                busy.progress(5)
+                third.mount()
+            else:
+                flakefs("cluster", "kill", member, "--dir", folder)
+                busy.progress(5)
+                flakefs("cluster", "start", member, "--dir", folder)
+            busy.progress(2)
+            longest = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in busy.longest.items())
+            print(f"{member} killed: {busy.done['write']} writes, {busy.done['read']} reads; longest {longest}")
+            assert not busy.errors, f"{member} killed: {busy.errors}"
+            if ROUNDS:
+                assert max(busy.longest.values()) < LIMIT_SECONDS, f"{member} killed: longest {longest}"
+    finally:
+        busy.stop()
+    busy.check_all(third.path)
+    first.remount()
+    busy.check_all(first.path)
