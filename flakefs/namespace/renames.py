@@ -83,8 +83,7 @@ class Renames:
             if source is target:
                 return UNCHANGED
             if not self._ancestors_known(parent, new_parent, source, target):
-                held += await self._load_ancestors(parent)
-                held += await self._load_ancestors(new_parent)
+                held += [*await self._load_ancestors(parent), *await self._load_ancestors(new_parent)]
                 continue
             self._check_places(parent, new_parent, source, target if exchange else None)
             if exchange or target is None:
