@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 QUEUE_MAX = 1000
 LOG_SECONDS = 60.0
-"""One line for each node in this time."""
+"""One line for each node in this time, however many bad copies it has."""
 
 
 class Healer:
@@ -65,11 +65,8 @@ class Healer:
         if (node, ref) in self._waiting:
             return
         self.found += 1
-        now = trio.current_time()
-        if now - self._logged.get(node.record.id, -LOG_SECONDS) >= LOG_SECONDS:
-            self._logged[node.record.id] = now
-            what = "which is put right from another one" if self._writable else "but another one is good"
-            log.warning("a bad copy was found, %s: %s", what, bad)
+        if not self._writable:
+            self._tell(node, ref, bad, "while another replica has a good one: a mount that may write puts it right")
         if self._writable and len(self._waiting) < QUEUE_MAX:  # HL3, HL4
             self._waiting[node, ref] = volume, bad
             self._work.set()
@@ -86,12 +83,28 @@ class Healer:
             try:
                 if await self._heal(node, ref, volume, missing=isinstance(bad, ChunkMissing)):
                     self.healed += 1
+                    self._tell(node, ref, bad, "and was put right from another replica")
             except FlakeError as error:
                 log.info("a bad copy stays as it is until it is read again: %s", error)
             except Exception:
                 log.exception("bug in FlakeFS while healing a chunk")
             finally:
                 self._waiting.pop((node, ref), None)
+
+    def _tell(self, node: Node, ref: ChunkRef, bad: Answer, what: str) -> None:
+        now = trio.current_time()
+        if now - self._logged.get(node.record.id, -LOG_SECONDS) < LOG_SECONDS:
+            return
+        self._logged[node.record.id] = now
+        log.warning(
+            "the copy of chunk %s (key %s) in volume %d on %s was %s, %s",
+            ref.hash.hex()[:12],
+            ref.key.hex(),
+            ref.volume,
+            node.title,
+            "missing" if isinstance(bad, ChunkMissing) else "damaged",
+            what,
+        )
 
     async def _heal(self, node: Node, ref: ChunkRef, volume: Volume, *, missing: bool) -> bool:
         """HL1, HL2; False when it is not to be healed (any more)."""

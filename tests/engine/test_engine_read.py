@@ -200,6 +200,7 @@ async def replicate(world: World, ref: ChunkRef) -> None:
     home[VOLUMES].update_one({"_id": ref.volume}, {"$set": {"nodes": [1, 2]}})
 
 
+@pytest.mark.logs
 async def test_the_other_replica_answers(world: World) -> None:
     """RD3."""
     content = fresh()
