@@ -37,9 +37,10 @@ SESSIONS = "sessions"
 ORPHANS = "orphans"
 FORMAT = "format"
 COUNTERS = "counters"
+WORK = "work"
 UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, OverflowError, MemoryError)
 """What decoding a document with missing fields or wrong types can raise."""
-METADATA_COLLECTIONS = (INODES, EXTENTS, CHUNKS, VOLUMES, NODES, SESSIONS, ORPHANS, FORMAT, COUNTERS)
+METADATA_COLLECTIONS = (INODES, EXTENTS, CHUNKS, VOLUMES, NODES, SESSIONS, ORPHANS, FORMAT, COUNTERS, WORK)
 NODE_MARKER = "flakefs_node"
 
 

@@ -19,6 +19,7 @@ Not here
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from enum import Enum
 from typing import NamedTuple
 
 from bson.binary import Binary
@@ -34,7 +35,7 @@ from flakefs.format import documents as d
 from flakefs.format.codec import CODECS, decode
 from flakefs.format.documents import Document
 from flakefs.format.hashing import chunk_hash, content_hash_of
-from flakefs.tools.chunks import BATCH, Node, as_bytes, batches
+from flakefs.tools.chunks import BATCH, Node, batches
 from flakefs.tools.reader import Reader
 from flakefs.values import ChunkRef
 
@@ -79,6 +80,16 @@ def named_now(metadata: Reader, volume: int, names: Iterable[bytes]) -> list[Chu
     return found
 
 
+class Outcome(Enum):
+    """What came of mend()."""
+
+    FINE = "fine"
+    """The copy is good: somebody was faster."""
+    MENDED = "mended"
+    NONE_GOOD = "none good"
+    """No node that answers has a good copy."""
+
+
 class Copies:
     """The copies of chunks on the nodes that answer."""
 
@@ -120,12 +131,12 @@ class Copies:
             filled.lacking += missing.values()
         return filled
 
-    def mend(self, node: Node, ref: ChunkRef, others: Iterable[int]) -> bool:
-        """Put a good copy in the place of the bad one on *node*; False: there is none on the nodes that answer.
+    def mend(self, node: Node, ref: ChunkRef, others: Iterable[int]) -> Outcome:
+        """Put a good copy in the place of the bad one on *node*.
 
-        When only its label is wrong, its own content is the good copy.
+        When only its label is wrong, its own content is the good copy. Raises the failure of *node*.
         """
-        for number in (node.record.id, *others):
+        for number in dict.fromkeys((node.record.id, *others)):
             source = self._nodes.get(number)
             if source is None or source.failure:
                 continue
@@ -136,11 +147,15 @@ class Copies:
                 continue
             if document is None:
                 continue
+            if source is node and flaw(document, ref) is None:
+                return Outcome.FINE
             document["h"] = ref.hash
             if flaw(document, ref) is None:
                 self._replace(node, ref.volume, document)
-                return True
-        return False
+                return Outcome.MENDED
+        if node.failure:
+            raise node.failure
+        return Outcome.NONE_GOOD
 
     def create(self, node: Node, volume: int) -> None:
         """The collection of a volume; one that is there is fine."""
@@ -207,7 +222,3 @@ def by_bytes(refs: Sequence[ChunkRef], limit: int = BATCH_BYTES) -> Iterator[lis
         size += ref.length
     if batch:
         yield batch
-
-
-def label_of(document: Document) -> bytes:
-    return as_bytes(document.get("h"))

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from bson.binary import Binary
-
 from flakefs.format import documents as d
 from flakefs.format.documents import Document
+from flakefs.tools.paths import path_of
 from flakefs.tools.reader import Reader
+from flakefs.values import ROOT_INO
 
 
 def files_of(reader: Reader, lost: set[bytes]) -> dict[int, set[bytes]]:
@@ -38,10 +38,15 @@ def chunks_in(reader: Reader, volumes: Iterable[int]) -> set[bytes]:
     return {bytes(entry["_id"]) for entry in reader.stream(d.CHUNKS, wanted, fields={"_id": 1})}
 
 
-def volume_of(reader: Reader, name: bytes) -> int | None:
-    """Where the index says the chunk is."""
-    entry = reader.one(d.CHUNKS, Binary(name))
-    return None if entry is None else entry["v"]
+def paths_of(reader: Reader, lost: set[bytes]) -> dict[str, int]:
+    """Path of each file that suffers -> number of its chunks that are lost."""
+    known: dict[int, bytes | None] = {ROOT_INO: b""}
+    found = {}
+    for ino, names in files_of(reader, lost).items():
+        path = path_of(reader, ino, known)
+        shown = f"inode {ino}" if path is None else (path or b"/").decode("utf-8", "backslashreplace")
+        found[shown] = len(names)
+    return found
 
 
 def _named_by(reader: Reader, lost: set[bytes]) -> Iterator[tuple[int, set[bytes]]]:

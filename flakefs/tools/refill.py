@@ -33,6 +33,7 @@ from pymongo.write_concern import WriteConcern
 from flakefs.engine.sweep import stored_volumes
 from flakefs.errors import FlakeError, Refused, Unavailable
 from flakefs.format import documents as d
+from flakefs.format.records import VolumeRecord
 from flakefs.mongo.door import Door
 from flakefs.tools import chunks, lost
 from flakefs.tools.chunks import Node, Resolve, Stretch
@@ -42,7 +43,6 @@ from flakefs.tools.copying import Rate
 from flakefs.tools.fleet import Fleet, open_fleet
 from flakefs.tools.lease import VolumeTaken, volume_lease
 from flakefs.tools.moving import Watch
-from flakefs.tools.paths import path_of
 from flakefs.tools.reader import Reader
 from flakefs.tools.replicas import short_of
 
@@ -102,7 +102,7 @@ def repair_replicas(
     with open_fleet(metadata, database, resolve, reserve_bytes=reserve_bytes) as fleet:
         if node is not None:
             fleet.record(node)
-        work = _Repair(fleet, node, watch or Watch(), rate)
+        work = Repair(fleet, node, watch or Watch(), rate)
         work.mark(force)
         work.refill()
         work.complete()
@@ -110,8 +110,8 @@ def repair_replicas(
         return work.done
 
 
-class _Repair:
-    """One repair_replicas()."""
+class Repair:
+    """The steps of one repair_replicas(), for others that need some of them."""
 
     def __init__(self, fleet: Fleet, only: int | None, watch: Watch, rate: Rate | None) -> None:
         self.done = Refilled()
@@ -120,9 +120,10 @@ class _Repair:
         self._watch = watch
         self._rate = rate or Rate(None)
         self._uuid = fleet.format.uuid
-        self._copies = Copies(self._uuid, fleet.nodes)
+        self.copies = Copies(self._uuid, fleet.nodes)
         self._reader = Reader(fleet.door, fleet.database, None)
-        self._lost: set[bytes] = set()
+        self.lost: set[bytes] = set()
+        """Names of chunks that no node has whole."""
 
     # -- marks --
 
@@ -147,6 +148,15 @@ class _Repair:
                 self._mark(node)
             else:
                 node.failure = Refused(f"node {number} has lost its data: flakefs nodes repair without --node mends it")
+
+    def check_marks(self) -> None:
+        """The same for who does not mark: a node without its mark has a `failure` after this."""
+        for number, node in self._fleet.nodes.items():
+            try:
+                if node.failure is None and self._unmarked(node):
+                    node.failure = Refused(f"node {number} has lost its data: flakefs nodes repair mends it")
+            except FlakeError as error:
+                node.failure = error
 
     def _unmarked(self, node: Node) -> bool:
         """Is its mark gone? Raises Refused when the database is somebody else's."""
@@ -178,7 +188,7 @@ class _Repair:
         number = node.record.id
         try:
             for volume in self._fleet.on(number):
-                self._copies.create(node, volume.id)
+                self.copies.create(node, volume.id)
             home = node.door.client.get_database(node.record.database, write_concern=WriteConcern("majority", j=True))
             marker = {"_id": self._uuid, "node": number}
 
@@ -224,7 +234,7 @@ class _Repair:
             volume = lease.record()
             if number not in volume.nodes:
                 return  # moved meanwhile
-            self._copies.create(node, id)
+            self.copies.create(node, id)
             size = sum(ref.length for ref in refs)
             self._watch.begin(f"volume {id}: {len(refs)} chunks to node {number}", size)
 
@@ -233,9 +243,7 @@ class _Repair:
                 self._rate.spend(size, lease.check)
                 lease.check()
 
-            # A copy that no document names (a move was killed) may have what the others have lost.
-            others = [*volume.nodes, *(n for n in self._fleet.nodes if n not in volume.nodes)]
-            filled = self._copies.fill(node, refs, others, advance)
+            filled = self.copies.fill(node, refs, self.sources(volume), advance)
             self._watch.end()
         self.done.chunks += filled.chunks
         self.done.bytes += filled.bytes
@@ -246,7 +254,11 @@ class _Repair:
                 f"{len(lacking)} chunks of volume {id} wait for {_named(silent)}, where the other copies are"
             )
         else:
-            self._lost |= {ref.hash for ref in lacking}
+            self.lost |= {ref.hash for ref in lacking}
+
+    def sources(self, volume: VolumeRecord) -> list[int]:
+        """Nodes to ask: a copy that no document names (a move was killed) may have what the others have lost."""
+        return [*volume.nodes, *(number for number in self._fleet.nodes if number not in volume.nodes)]
 
     # -- volumes that are short of copies --
 
@@ -256,7 +268,7 @@ class _Repair:
             if self._only is not None and self._only not in volume.nodes:
                 continue
             if not volume.nodes:
-                self._lost |= lost.chunks_in(self._reader, [volume.id])
+                self.lost |= lost.chunks_in(self._reader, [volume.id])
                 continue
             if short_of(volume, self._fleet.records, self._fleet.format.replication) is None:
                 continue
@@ -268,12 +280,8 @@ class _Repair:
                 self.done.waiting.append(str(error))
 
     def name_lost(self) -> None:
-        self.done.lost_chunks = len(self._lost)
-        known: dict[int, bytes | None] = {1: b""}
-        for ino, names in lost.files_of(self._reader, self._lost).items():
-            path = path_of(self._reader, ino, known)
-            shown = f"inode {ino}" if path is None else (path or b"/").decode("utf-8", "backslashreplace")
-            self.done.lost[shown] = len(names)
+        self.done.lost_chunks = len(self.lost)
+        self.done.lost = lost.paths_of(self._reader, self.lost)
 
 
 def _named(nodes: list[int]) -> str:

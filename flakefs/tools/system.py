@@ -28,6 +28,7 @@ from flakefs.format.records import (
     read_volume,
 )
 from flakefs.format.windows import valid_chunk_size
+from flakefs.format.work import SCRUB, read_scrub
 from flakefs.tools.problems import Report
 from flakefs.tools.reader import Reader
 from flakefs.tools.replicas import short_of
@@ -83,6 +84,11 @@ class System:
         for volume in self._decoded(d.VOLUMES, read_volume):
             self.volumes[volume.id] = volume
             self._check_volume(volume, replication)
+        for document in self._reader.all(d.WORK, {"_id": SCRUB}):
+            try:
+                read_scrub(document)
+            except Damaged as error:
+                self._report.add("unreadable-document", f"work {SCRUB}", str(error))
         self._report.counts["nodes"] = len(self.nodes)
         self._report.counts["volumes"] = len(self.volumes)
 

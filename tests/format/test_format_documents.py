@@ -244,7 +244,7 @@ def test_stored_documents_are_frozen(made: d.Document, golden: d.Document) -> No
 def test_names_of_collections_are_frozen() -> None:
     assert d.volume_collection("0f8fad5b-d9cb-469f-a165-70867728950e", 12) == "vol_0f8fad5b_12"
     assert d.METADATA_COLLECTIONS == (
-        "inodes", "extents", "chunks", "volumes", "nodes", "sessions", "orphans", "format", "counters",
+        "inodes", "extents", "chunks", "volumes", "nodes", "sessions", "orphans", "format", "counters", "work",
     )  # fmt: skip
     assert d.NODE_MARKER == "flakefs_node"
     assert FORMAT_VERSION == 1

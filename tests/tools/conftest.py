@@ -85,6 +85,7 @@ class World:
             self.meta[d.INODES].create_index(list(keys), **options)
         self.session(1)
         self.meta[d.SESSIONS].delete_many({"_id": {"$ne": 1}})
+        self.meta[d.WORK].delete_many({})
 
     def close(self) -> None:
         self.door.client.drop_database(self.database)

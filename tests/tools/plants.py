@@ -91,6 +91,11 @@ def volume_without_state(world: World) -> None:
     world.meta[d.VOLUMES].update_one({"_id": 1}, {"$unset": {"state": 1}})
 
 
+@plant("unreadable-document")
+def scrub_that_came_nowhere(world: World) -> None:
+    world.meta[d.WORK].insert_one({"_id": "scrub", "began": "yesterday"})
+
+
 @plant("database-index-missing")
 def no_unique_index(world: World) -> None:
     world.drop_unique_index()
