@@ -1,4 +1,8 @@
-"""nodes: add, list, show, set. They work while the file system is mounted; mounts see a change within a second."""
+"""nodes: add, list, show, set. They work while the file system is mounted; mounts see a change within a second.
+
+Not here
+    drain, remove and balance (cli.moving).
+"""
 
 from __future__ import annotations
 
@@ -20,6 +24,9 @@ COMMANDS = {
     "list": Lazy("flakefs.cli.nodes:list_command", "List the nodes with their space."),
     "show": Lazy("flakefs.cli.nodes:show_command", "Show a node and its volumes."),
     "set": Lazy("flakefs.cli.nodes:set_command", "Change what is known about a node."),
+    "drain": Lazy("flakefs.cli.moving:drain_command", "Move everything off a node."),
+    "remove": Lazy("flakefs.cli.moving:remove_command", "Take a drained or a dead node out of the file system."),
+    "balance": Lazy("flakefs.cli.moving:balance_command", "Move volumes until all nodes are about equally full."),
 }
 
 
@@ -39,7 +46,7 @@ class Capacity(Param):
     "nodes", cls=LazyGroup, lazy=COMMANDS, epilog="Example: flakefs nodes add mongodb://store2:27017 --rack r2"
 )
 def nodes_group() -> None:
-    """Add, list and change storage nodes."""
+    """Add, list, change, empty and remove storage nodes."""
 
 
 @click.command("add", epilog="Example: flakefs nodes add mongodb://store2:27017 --database flakefs_chunks --rack r2")

@@ -18,7 +18,7 @@ Not here
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -27,7 +27,7 @@ from flakefs.errors import FlakeError, UsageError
 from flakefs.format.placement import satisfies, why_not
 from flakefs.format.records import FormatRecord, NodeRecord, VolumeRecord
 from flakefs.mongo.door import Door
-from flakefs.tools.chunks import Node, Resolve, open_nodes
+from flakefs.tools.chunks import REACH_SECONDS, Node, Resolve, open_nodes
 from flakefs.tools.replicas import place_of, wanted_code
 
 
@@ -55,6 +55,8 @@ class Fleet:
         self.stored: dict[int, int] = {}
         """Node -> bytes of indexed chunks on it."""
         self._disks: dict[int, Disk] = {}
+        self._planned: dict[int, int] = {}
+        """Bytes that came since the look at the disk."""
         self.refresh()
 
     def refresh(self) -> None:
@@ -66,6 +68,7 @@ class Fleet:
             for number in volume.nodes:
                 if number in self.stored:
                     self.stored[number] += volume.bytes
+        self._planned = dict.fromkeys(self.records, 0)
         for number, node in self.nodes.items():
             if node.failure is None:
                 try:
@@ -96,7 +99,17 @@ class Fleet:
                 self.stored[number] -= old.bytes
         for number in set(nodes) - set(old.nodes):
             self.stored[number] += old.bytes
+            self._planned[number] += old.bytes
         self.volumes[volume] = dataclasses.replace(old, nodes=tuple(nodes), state="sealed")
+
+    def blame(self, error: FlakeError, numbers: Iterable[int]) -> bool:
+        """Use those of these nodes no more that do not answer, the reason for *error*; False: they all do."""
+        found = False
+        for number in numbers:
+            node = self.nodes[number]
+            if node.failure is None and not _pings(node):
+                node.failure, found = error, True
+        return found
 
     def capacity(self, number: int) -> int:
         """Bytes a node may hold."""
@@ -113,7 +126,7 @@ class Fleet:
     def room(self, number: int) -> int:
         """Bytes it can still take."""
         limit, disk = self.records[number].capacity, self._disks.get(number)
-        free = disk.free - self._reserve_bytes if disk else 0
+        free = disk.free - self._reserve_bytes - self._planned[number] if disk else 0
         return free if limit is None else min(free, limit - self.stored[number])
 
     def active(self) -> list[int]:
@@ -179,3 +192,11 @@ def _disk(node: Node) -> Disk:
     stats = node.door.run_sync(lambda: node.door.client[node.record.database].command("dbStats"))
     total = int(stats.get("fsTotalSize", 0)) or 1 << 50
     return Disk(total, max(0, total - int(stats.get("fsUsedSize", 0))))
+
+
+def _pings(node: Node) -> bool:
+    try:
+        node.door.run_sync(lambda: node.door.client.admin.command("ping"), deadline_seconds=REACH_SECONDS)
+    except FlakeError:
+        return False
+    return True
