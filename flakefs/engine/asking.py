@@ -144,7 +144,6 @@ class Asker:
             silent = f"{monotonic() - begun:.1f} s"
             error = Unavailable(f"{node.title} has answered nobody for {silent}: check that it runs and can be reached")
             self.map.suspect(node, error)
-            self.nearness.pace(node).forget()
         if node.problem is not None:
             node.silent_until = trio.current_time() + SILENT_SECONDS
 
@@ -223,6 +222,8 @@ class Race:
         return 0.0
 
     def _note(self, node: Node, ask: _Ask, refs: Sequence[ChunkRef] | None = None) -> None:
+        if node.problem is not None:
+            return  # NE3
         now = monotonic()
         size = sum(ref.length for ref in (self._left if refs is None else refs))
         self._asker.nearness.pace(node).note(now - ask.begun, size, now)

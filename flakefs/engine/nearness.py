@@ -7,6 +7,7 @@ Purpose
 Invariants
     NE1  Every node is in the order exactly once: who is behind is still asked before a read fails.
     NE2  Near is worth less than alive: a near node that is very much slower than a far one comes after it.
+    NE3  What was observed of a node before it was suspect says nothing about it afterwards.
 
 Concurrency
     Trio thread; nothing waits.
@@ -54,6 +55,9 @@ class Nearness:
         return 0 if record.rack == self._rack else 1
 
     def order(self, nodes: Sequence[Node], now: float) -> list[Node]:
+        for node in nodes:
+            if node.problem is not None:
+                self.pace(node).forget()
         known = {node: self.pace(node).seconds(now) for node in nodes}
         usable = [seconds for node, seconds in known.items() if seconds is not None and node.problem is None]
         fastest = min(usable, default=0.0)
