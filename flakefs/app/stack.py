@@ -37,12 +37,15 @@ from flakefs.format.records import NodeRecord
 from flakefs.mongo.clients import check_metadata_server, connect
 from flakefs.mongo.door import Door
 from flakefs.mongo.embedded import Embedded, Urls, hold
+from flakefs.mongo.secrets import has_clear_secret, masked
 from flakefs.mongo.stream import watch_sessions
 from flakefs.namespace.sessions import Session, open_session
 from flakefs.vfs import FileSystem, open_vfs
 
 EMBEDDED = "embedded"
 """The URI of the node that FlakeFS starts itself."""
+SAME_AS_METADATA = "metadata"
+"""The URI of a node on the metadata server: in place of one that would store the password of the configuration."""
 
 WATCH_SECONDS = 10.0
 """Longer than the server may be silent while nothing changes."""
@@ -85,7 +88,7 @@ async def open_stack(config: Config, *, kind: str, writable: bool, where: str = 
     try:
         async with _embedded(config) as urls:
             uri = urls.metadata if urls else config.metadata_uri
-            resolve = _resolver(urls)
+            resolve = _resolver(urls, config.metadata_uri)
             with (
                 _door(config, uri, kind, "metadata") as door,
                 _door(config, uri, f"{kind}-index", "chunk index") as index,
@@ -125,9 +128,15 @@ def database_of(uri: str) -> str:
     if "://" not in uri:
         return ""
     try:
-        return unquote(urlsplit(uri).path.lstrip("/"))
+        return unquote(urlsplit(masked(uri)).path.lstrip("/"))
     except ValueError:  # a broken address; connect() says so
         return ""
+
+
+def first_node_uri(config: Config) -> str:
+    """Of a node beside the metadata, as it may be stored."""
+    uri = config.metadata_uri
+    return SAME_AS_METADATA if has_clear_secret(uri) else uri or EMBEDDED
 
 
 @contextmanager
@@ -135,7 +144,7 @@ def _urls(config: Config) -> Iterator[tuple[str, Resolve]]:
     """(URI of the metadata server, resolver of nodes); A2."""
     uri = config.metadata_uri
     with nullcontext(None) if uri else hold(config.embedded) as urls:
-        yield urls.metadata if urls else uri, _resolver(urls)
+        yield urls.metadata if urls else uri, _resolver(urls, uri)
 
 
 @asynccontextmanager
@@ -152,8 +161,10 @@ async def _embedded(config: Config) -> AsyncIterator[Urls | None]:
         servers.release()
 
 
-def _resolver(urls: Urls | None) -> Resolve:
+def _resolver(urls: Urls | None, metadata_uri: str) -> Resolve:
     def resolve(node: NodeRecord) -> str:
+        if node.uri == SAME_AS_METADATA:
+            return urls.metadata if urls else metadata_uri
         if node.uri != EMBEDDED:
             return node.uri
         if urls is None:

@@ -47,12 +47,12 @@ def format_command(
 
     if not valid_chunk_size(chunk_size):
         raise UsageError(f"the chunk size {chunk_size} cannot be; use a power of two from 64K to 8M")
-    from flakefs.app.stack import EMBEDDED, database_of, metadata_door
+    from flakefs.app.stack import database_of, first_node_uri, metadata_door
     from flakefs.engine.admin import create_filesystem
     from flakefs.namespace import schema
 
     config = state.config
-    uri = node_uri or config.metadata_uri or EMBEDDED
+    uri = node_uri or first_node_uri(config)
     with metadata_door(config, purpose="format") as (door, resolve):
         if _is_formatted(door, config.database):
             _check_replacing(door, config.database, force, confirm)

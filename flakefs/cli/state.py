@@ -22,9 +22,11 @@ class State:
     @property
     def config(self) -> Config:
         if self._config is None:
-            from flakefs.config import load
+            from flakefs.config import exposed, load
 
             self._config = load(self.config_path)
+            if warning := exposed(self._config):
+                click.echo(f"flakefs: warning: {warning}", err=True)
         return self._config
 
 

@@ -5,9 +5,10 @@ Invariants
     C2  A file that was named (--config, FLAKEFS_CONFIG) and is not there is an error.
     C3  An unknown section or key is refused by name, with the file and the nearest right one.
     C4  A flakefs.conf that just lies in the working directory and belongs to another user may not choose
-        programs to run nor files to write.
+        programs to run, files to write, nor secrets to send anywhere.
     C5  A relative path in a file is one beside the file, wherever a command runs: the same file is always the same
         file system.
+    C6  A file with a password that others may read is warned of.
 
 Not here
     What the keys are (the options class of each layer; flakefs.config.model names the sections).
@@ -26,6 +27,7 @@ from typing import Any, get_type_hints
 from flakefs.config.model import METADATA_KEYS, SECTIONS, Config
 from flakefs.config.values import converted
 from flakefs.errors import ConfigError
+from flakefs.mongo.secrets import REFERENCE, has_clear_secret
 
 NAME = "flakefs.conf"
 _TRUSTED_ONLY = (("embedded", "mongod"), ("embedded", "data"), ("mount", "log"))
@@ -66,6 +68,22 @@ def load(path: str | os.PathLike[str] | None = None) -> Config:
     if not named and found == Path(NAME) and owner not in (0, os.geteuid()):
         _refuse_foreign(config, found, owner)
     return config
+
+
+def exposed(config: Config) -> str:
+    """What is wrong with the file of *config* when others can read the password in it; "" when nothing is (C6)."""
+    if not config.path or not has_clear_secret(config.metadata_uri):
+        return ""
+    try:
+        mode = os.stat(config.path).st_mode
+    except OSError:
+        return ""
+    if not mode & 0o077:
+        return ""
+    return (
+        f"{config.path} holds a password and others can read it: chmod 600 it, or write ${{file:/PATH}} in place "
+        "of the password"
+    )
 
 
 def build(document: dict[str, Any], file: str) -> Config:
@@ -114,6 +132,11 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 
 def _refuse_foreign(config: Config, file: Path, owner: int) -> None:
     """C4."""
+    if REFERENCE.search(config.metadata_uri):
+        raise ConfigError(
+            f"{file} in the working directory belongs to user {owner} and refers to secrets in [metadata] uri; "
+            f"name it with --config {file} if you trust it"
+        )
     for section, key in _TRUSTED_ONLY:
         if getattr(getattr(config, section), key):
             raise ConfigError(

@@ -56,6 +56,7 @@ from flakefs.format.records import (
 from flakefs.format.windows import valid_chunk_size
 from flakefs.mongo.clients import check_node_server, redacted
 from flakefs.mongo.door import Door
+from flakefs.mongo.secrets import refuse_clear_secret
 
 __all__ = [
     "add_node",
@@ -109,6 +110,7 @@ def create_filesystem(
         raise UsageError(f"there is no codec {codec!r}; choose one of {', '.join(CODECS)}")
     record = FormatRecord(uuid=str(uuids.uuid4()), chunk_size=chunk_size, codec=codec, created=time.time_ns())
     node = NodeRecord(id=FIRST, uri=first_node_uri, database=first_node_database, added=record.created)
+    refuse_clear_secret(node.uri)
     _check_node(node, resolve)
     _clear(metadata, database, resolve, force=force)
 
@@ -217,6 +219,7 @@ def add_node(
 
     *id*: a number of one's own choice, above all that were ever used; by default the next one.
     """
+    refuse_clear_secret(uri)
     uuid = read_filesystem(metadata, database).uuid
     _check_capacity(capacity)
     _check_free(list_nodes(metadata, database), uri, node_database)

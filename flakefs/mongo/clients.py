@@ -2,7 +2,8 @@
 
 Invariants
     C1  Every client has all its time-outs set; none waits for ever, whatever the URI says.
-    C2  No message or table contains a password: URIs are shown through redacted().
+    C2  No message or table contains a password: URIs are shown through redacted(). References to secrets are resolved
+        by connect(), for the driver alone (mongo.secrets).
     C3  No client is made at import time, none is used across a fork.
     C4  A client acknowledges its writes and reads from the primary.
 
@@ -15,7 +16,6 @@ Not here
 
 from __future__ import annotations
 
-import re
 import secrets
 import warnings
 from collections.abc import Callable
@@ -29,6 +29,9 @@ from pymongo.errors import PyMongoError, ServerSelectionTimeoutError
 
 from flakefs.errors import ConfigError, OperatorError, Unavailable
 from flakefs.format.documents import Document
+from flakefs.mongo.diagnosis import why_no_tls, why_not_usable
+from flakefs.mongo.secrets import redacted as redacted
+from flakefs.mongo.secrets import resolved
 from flakefs.mongo.translate import translated
 
 CHECK_SECONDS = 10.0
@@ -36,7 +39,6 @@ OLDEST_WIRE_VERSION = 17
 """MongoDB 6.0."""
 PROBE_COLLECTION = "flakefs_probe"
 _SCHEMES = ("mongodb://", "mongodb+srv://")
-_PASSWORD = re.compile(r"^(mongodb(?:\+srv)?://[^:@/]*):.*@")
 _TIMEOUTS = {"timeoutms", "sockettimeoutms", "connecttimeoutms", "serverselectiontimeoutms", "waitqueuetimeoutms"}
 
 
@@ -47,7 +49,8 @@ def connect(
 
     *compressors*: compress what goes over the network (useful for remote metadata; content is compressed already).
     """
-    given = _given_options(uri)
+    address = resolved(uri)
+    given = _given_options(address, uri)
     milliseconds = int(deadline_seconds * 1000)
     options: dict[str, Any] = {
         "appname": f"flakefs-{purpose}",
@@ -62,7 +65,7 @@ def connect(
         "maxConnecting": 4,
         "heartbeatFrequencyMS": 5000,
     }
-    if compressors and not is_local(uri):
+    if compressors and not is_local(address):
         options["compressors"] = "zlib"  # in every build of the driver; zstd needs a further package
         options["zlibCompressionLevel"] = 1
     options = {
@@ -73,10 +76,11 @@ def connect(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # pymongo only warns about options it does not know
-            return MongoClient(uri, read_preference=ReadPreference.PRIMARY, **options)
-    except (PyMongoError, ValueError, TypeError, Warning) as error:
+            return MongoClient(address, read_preference=ReadPreference.PRIMARY, **options)
+    except (PyMongoError, OSError, ValueError, TypeError, Warning) as error:
         raise ConfigError(
-            f"{redacted(uri)} is not a usable MongoDB URI ({_without(uri, str(error))}): correct it"
+            why_not_usable(redacted(uri), given, error)
+            or f"{redacted(uri)} is not a usable MongoDB URI ({_without(address, str(error))}): correct it"
         ) from error
 
 
@@ -84,13 +88,6 @@ def is_local(uri: str) -> bool:
     """Does the URI name only unix sockets or this machine?"""
     hosts = urlsplit(uri).netloc.rpartition("@")[2].lower().split(",")
     return all(host.endswith(".sock") or host.split(":")[0] in ("localhost", "127.0.0.1") for host in hosts)
-
-
-def redacted(uri: str) -> str:
-    """*uri* without its password; a unix socket as a readable path."""
-    shown = _PASSWORD.sub(r"\1:***@", uri)
-    shown = re.sub(r"(?i)(authmechanismproperties|tlscertificatekeyfilepassword)=[^&]*", r"\1=***", shown)
-    return re.sub(r"(?i)%2f[^/?@,]*\.sock", lambda match: unquote(match[0]), shown)
 
 
 def check_metadata_server(client: MongoClient[Document], uri: str) -> None:
@@ -130,11 +127,11 @@ def server_process(client: MongoClient[Document]) -> bytes:
     return bytes(process.binary)
 
 
-def _given_options(uri: str) -> dict[str, str]:
-    """Options that the URI itself sets, which we leave alone."""
-    if not uri.startswith(_SCHEMES):
+def _given_options(address: str, uri: str) -> dict[str, str]:
+    """Options that the URI itself sets, which we leave alone. *uri*: as it may be shown, with references."""
+    if not address.startswith(_SCHEMES):
         raise ConfigError(f"{redacted(uri)!r} is not a MongoDB URI: it has to start with mongodb:// or mongodb+srv://")
-    _, _, query = uri.partition("?")
+    _, _, query = address.partition("?")
     given = {name.lower(): value for name, value in parse_qsl(query, keep_blank_values=True)}
     if given.get("w") == "0":
         raise ConfigError(f"{redacted(uri)} says w=0, which loses data silently: leave w out")
@@ -155,6 +152,10 @@ def _ask(client: MongoClient[Document], where: str, call: Callable[[], Any]) -> 
             ) from error
         if kinds <= {"RSSecondary", "RSArbiter", "RSOther"} and kinds:
             raise Unavailable(f"{where} has no primary at the moment: wait, or look at rs.status() there") from error
+        if problem := why_no_tls(where, str(error)):
+            raise OperatorError(problem) from error
+        if "connection closed" in str(error) and getattr(client.options.pool_options, "_ssl_context", None) is None:
+            raise Unavailable(f"{where} closes every connection: it may want TLS (tls=true in its URI)") from error
         raise translated(error, where) from error
     except (PyMongoError, BSONError) as error:
         raise translated(error, where) from error

@@ -1,16 +1,18 @@
-"""Why a mongod ended that should be running: one sentence from its exit status and its log.
+"""Why a mongod ended that should be running, and why TLS leads to none: one sentence from what is said about it.
 
 Concurrency
     Pure but for reading the end of two files.
 
 Not here
-    Starting and stopping (mongo.server).
+    Starting and stopping (mongo.server), what a server answers (mongo.translate).
 """
 
 from __future__ import annotations
 
 import json
 import signal
+import ssl
+from collections.abc import Mapping
 from pathlib import Path
 
 _TAIL_BYTES = 64 * 1024
@@ -101,3 +103,39 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
+
+
+def why_not_usable(where: str, options: Mapping[str, str], error: Exception) -> str:
+    """One sentence when it is a file that the URI of *where* names for TLS; "" when it is something else."""
+    text = str(error)
+    for option in ("tlsCAFile", "tlsCertificateKeyFile", "tlsCRLFile"):
+        name = options.get(option.lower())
+        if name is not None and f"The {option.lower()} file is not readable" in text:
+            return f"the file {name}, which {where} names ({option}), cannot be read: put it there on this machine"
+    if isinstance(error, ssl.SSLError):
+        names = [options[key] for key in ("tlscafile", "tlscertificatekeyfile", "tlscrlfile") if options.get(key)]
+        reason = (error.reason or text).replace("_", " ").lower()
+        return f"what {where} names for TLS ({', '.join(names)}) cannot be used ({reason}): it has to be a PEM file"
+    return ""
+
+
+def why_no_tls(where: str, message: str) -> str:
+    """One sentence from what the driver says when TLS is the reason that it reaches nobody; "" when it is not."""
+    if "certificate has expired" in message:
+        return f"the certificate of {where} has expired: renew it there"
+    if "mismatch" in message and "certificate verify failed" in message:
+        reason = _after(message, "certificate verify failed: ").split(" (_ssl")[0].rstrip(".")
+        return f"the certificate of {where} is that of another name ({reason}): use the name that it was made for"
+    if "self-signed certificate" in message or "unable to get local issuer certificate" in message:
+        return (
+            f"the certificate of {where} was signed by nobody that this machine trusts: name the authority's "
+            "certificate in the URI (tlsCAFile=/path)"
+        )
+    if "certificate verify failed" in message:
+        reason = _after(message, "certificate verify failed: ").split(" (_ssl")[0]
+        return f"the certificate of {where} is not accepted ({reason}): correct it there"
+    if "CERTIFICATE_REQUIRED" in message or "certificate required" in message:
+        return f"{where} wants a certificate of ours: name it in the URI (tlsCertificateKeyFile=/path)"
+    if "SSL handshake failed" in message and ("EOF" in message or "WRONG_VERSION_NUMBER" in message):
+        return f"{where} does not speak TLS: leave tls=true out of the URI, or switch TLS on there"
+    return ""

@@ -79,6 +79,8 @@ class ServerPlan:
     """TCP port on 127.0.0.1; 0: no TCP."""
     key_file: Path | None = None
     """Turns access control on."""
+    more: tuple[str, ...] = ()
+    """Further arguments."""
 
     @property
     def uri(self) -> str:
@@ -104,7 +106,7 @@ class ServerPlan:
             arguments += ["--replSet", self.replica_set, "--oplogSize", str(self.oplog_mb)]
         if self.key_file:
             arguments += ["--auth", "--keyFile", str(self.key_file)]
-        return arguments
+        return [*arguments, *self.more]
 
 
 Check = Callable[[], None]

@@ -239,6 +239,7 @@ class Mount:
         for section, values in sections.items():
             lines.append(f"[{section}]")
             lines += [f"{key} = {_toml(value)}" for key, value in values.items()]
+        self.config.touch(mode=0o600)  # tests may write addresses with passwords into it
         self.config.write_text("\n".join(lines) + "\n")
 
     def _format(self, chunk_size: int, codec: str) -> None:

@@ -80,23 +80,33 @@ def test_a_wrong_password(new_mount: Callable[..., Mount], locked: Servers) -> N
     mount.config.write_text(here)
 
 
-def test_nodes_that_cannot_be_used_are_not_added(new_mount: Callable[..., Mount], locked: Servers, nobody: int) -> None:
-    mount = new_mount()
+def test_nodes_that_cannot_be_used_are_not_added(
+    new_mount: Callable[..., Mount],
+    locked: Servers,
+    nobody: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WRONG_SECRET", "guessed")
     node = locked.node(1)
-    wrong = node.uri.replace(node.password, "guessed")
+    monkeypatch.setenv("NODE_SECRET", node.password)
+    mount = new_mount()
+    good = node.uri.replace(node.password, "${env:NODE_SECRET}")
+    wrong = node.uri.replace(node.password, "${env:WRONG_SECRET}")
     for uri, words in (
         (f"mongodb://127.0.0.1:{nobody}/chunks?timeoutMS=1500", "does not answer"),
         (f"{wrong.rstrip('/')}/chunks?authSource=admin", "does not let us in"),
         (f"{node.plan.uri.rstrip('/')}/chunks", "does not let us in"),
+        (f"{node.uri.rstrip('/')}/chunks?authSource=admin", "has its password in clear"),
         ("http://127.0.0.1/chunks", "is not a MongoDB URI"),
         ("mongodb://[::1/chunks", "is not a usable MongoDB URI"),
     ):
         done = mount.cli("nodes", "add", uri, check=False)
         says(done, words)
         assert "guessed" not in done.stderr
+        assert node.password not in done.stderr
     with mount.servers.metadata.client() as client:
         assert client[mount.database]["nodes"].count_documents({}) == 1
-    mount.cli("nodes", "add", f"{node.uri.rstrip('/')}/{mount.node_database}_2?authSource=admin")
+    mount.cli("nodes", "add", f"{good.rstrip('/')}/{mount.node_database}_2?authSource=admin")
     with mount.servers.metadata.client() as client:
         assert client[mount.database]["nodes"].count_documents({}) == 2
     (mount.path / "file").write_bytes(bytes(range(256)) * 40_000)
