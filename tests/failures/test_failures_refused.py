@@ -81,10 +81,7 @@ def test_a_wrong_password(new_mount: Callable[..., Mount], locked: Servers) -> N
 
 
 def test_nodes_that_cannot_be_used_are_not_added(
-    new_mount: Callable[..., Mount],
-    locked: Servers,
-    nobody: int,
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, new_mount: Callable[..., Mount], locked: Servers, nobody: int
 ) -> None:
     monkeypatch.setenv("WRONG_SECRET", "guessed")
     node = locked.node(1)
