@@ -28,7 +28,7 @@ from flakefs.tools.copying import Rate, copy_volume, lacking
 from flakefs.tools.fleet import Fleet
 from flakefs.tools.lease import volume_lease
 from flakefs.tools.moving import Watch
-from flakefs.tools.replicas import place_of, short_of
+from flakefs.tools.replicas import place_of, short_of, wanted_code
 from flakefs.tools.sealing import raise_epoch, seal, wait_acknowledged
 
 COMPARE_TRIES = 3
@@ -40,13 +40,13 @@ def complete(fleet: Fleet, volume_id: int, watch: Watch, rate: Rate | None = Non
     """The nodes that hold further copies now. Raises VolumeTaken, and Unavailable when there is no node for one."""
     with volume_lease(fleet.door, fleet.database, volume_id, "making further copies of it") as lease:
         volume = lease.record()
-        short = short_of(volume, fleet.records, fleet.format.replication)
-        if short is None or not volume.nodes:
+        if not incomplete(fleet, volume):
             return []
+        code = wanted_code(volume, fleet.format.replication)
         sources = [fleet.nodes[number] for number in volume.nodes if fleet.answers(number)]
         if not sources:
             raise Unavailable(f"no node that holds volume {volume_id} answers")
-        nodes = further_nodes(fleet, volume, short.code)  # CP2
+        nodes = further_nodes(fleet, volume, code)  # CP2
         watch.say(f"sealing volume {volume_id}")
         epoch = seal(fleet.door, fleet.database, lease)
         wait_acknowledged(fleet.door, fleet.database, epoch, watch.say, check=lease.check)
@@ -68,11 +68,19 @@ def complete(fleet: Fleet, volume_id: int, watch: Watch, rate: Rate | None = Non
                     advance=watch.advance, rate=rate,
                 )  # fmt: skip
                 watch.end()
-        if not lease.update({"nodes": nodes, "code": short.code}, nodes=list(volume.nodes)):  # CP1
+        if not lease.update({"nodes": nodes, "code": code}, nodes=list(volume.nodes)):  # CP1
             raise Damaged(f"the nodes of volume {volume_id} were changed by somebody else: run flakefs fsck")
         lease.update({"sealed_at": raise_epoch(fleet.door, fleet.database)})
     fleet.moved(volume_id, nodes)
     return added
+
+
+def incomplete(fleet: Fleet, volume: VolumeRecord) -> bool:
+    """Is it short of copies, or named as lying on a node that there is no more?"""
+    known = [number for number in volume.nodes if number in fleet.records]
+    return bool(known) and (
+        len(known) < len(volume.nodes) or short_of(volume, fleet.records, fleet.format.replication) is not None
+    )
 
 
 def further_nodes(fleet: Fleet, volume: VolumeRecord, code: str) -> list[int]:

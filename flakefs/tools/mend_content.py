@@ -110,6 +110,14 @@ class ContentMender:
         key, counts = problem.facts["volume"], problem.facts["counts"]
         self._writer.write(lambda database, session: _set(database, d.VOLUMES, key, counts, session))
 
+    def volume(self, problem: Problem) -> None:
+        key, fields = problem.facts["id"], problem.facts["fields"]
+        self._writer.write(lambda database, session: _set(database, d.VOLUMES, key, fields, session))
+
+    def node(self, problem: Problem) -> None:
+        key, fields = problem.facts["id"], problem.facts["fields"]
+        self._writer.write(lambda database, session: _set(database, d.NODES, key, fields, session))
+
     def marker(self, problem: Problem) -> None:
         """Mark a node again, if a volume of ours lies there: an empty or a foreign database stays unmarked."""
         node = self._nodes[problem.facts["node"]]

@@ -31,20 +31,19 @@ from pymongo.errors import DuplicateKeyError
 from pymongo.write_concern import WriteConcern
 
 from flakefs.engine.sweep import stored_volumes
-from flakefs.errors import FlakeError, Refused, Unavailable
+from flakefs.errors import FlakeError, Refused
 from flakefs.format import documents as d
 from flakefs.format.records import VolumeRecord
 from flakefs.mongo.door import Door
 from flakefs.tools import chunks, lost
 from flakefs.tools.chunks import Node, Resolve, Stretch
-from flakefs.tools.completing import complete
+from flakefs.tools.completing import complete, incomplete
 from flakefs.tools.copies import Copies, named_now
 from flakefs.tools.copying import Rate
 from flakefs.tools.fleet import Fleet, open_fleet
 from flakefs.tools.lease import VolumeTaken, volume_lease
 from flakefs.tools.moving import Watch
 from flakefs.tools.reader import Reader
-from flakefs.tools.replicas import short_of
 
 OURS = re.compile(rf"vol_[0-9a-f]{{8}}_\d+(_\w+)?|{d.NODE_MARKER}|system\..*")
 """Collections that FlakeFS makes on a node, of whatever file system."""
@@ -270,13 +269,17 @@ class Repair:
             if not volume.nodes:
                 self.lost |= lost.chunks_in(self._reader, [volume.id])
                 continue
-            if short_of(volume, self._fleet.records, self._fleet.format.replication) is None:
+            if not any(number in self._fleet.records for number in volume.nodes):
+                said = f"volume {volume.id} lies on {_named(list(volume.nodes))}, of which there is no document"
+                self.done.waiting.append(f"{said}: run flakefs fsck")
+                continue
+            if not incomplete(self._fleet, volume):
                 continue
             try:
                 added = complete(self._fleet, volume.id, self._watch, self._rate)
                 if added:
                     self.done.volumes[volume.id] = added
-            except (FlakeError, Unavailable) as error:
+            except FlakeError as error:
                 self.done.waiting.append(str(error))
 
     def name_lost(self) -> None:

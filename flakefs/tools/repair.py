@@ -67,6 +67,8 @@ CONTENT: dict[str, Callable[[ContentMender, Problem], None]] = {
     "index-unused": ContentMender.unused,
     "refcount-low": ContentMender.count,
     "refcount-high": ContentMender.count,
+    "volume-wrong": ContentMender.volume,
+    "node-wrong": ContentMender.node,
     "volume-counts": ContentMender.volume_counts,
 }
 FIRST = ("counter-low", "node-marker", "root-missing", "root-wrong")

@@ -12,12 +12,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+from bson.int64 import Int64
+
 from flakefs.errors import Damaged, NotFormatted, UsageError
 from flakefs.format import documents as d
 from flakefs.format.codec import CODECS
 from flakefs.format.documents import Document
 from flakefs.format.hashing import HASH_NAME
-from flakefs.format.placement import check_code
+from flakefs.format.placement import CODE_DEFAULT, check_code
 from flakefs.format.records import (
     NODE_STATES,
     FormatRecord,
@@ -80,7 +82,8 @@ class System:
         self.nodes = {record.id: record for record in self._decoded(d.NODES, read_node)}
         for node in self.nodes.values():
             if node.state not in NODE_STATES:
-                self._report.add("node-wrong", f"node {node.id}", f"state {node.state!r}")
+                fields = {"state": "readonly"}  # until somebody who knows says otherwise
+                self._report.add("node-wrong", f"node {node.id}", f"state {node.state!r}", id=node.id, fields=fields)
         for volume in self._decoded(d.VOLUMES, read_volume):
             self.volumes[volume.id] = volume
             self._check_volume(volume, replication)
@@ -94,17 +97,25 @@ class System:
 
     def _check_volume(self, volume: VolumeRecord, replication: str) -> None:
         where = f"volume {volume.id}"
-        wrong = []
+        wrong: list[str] = []
+        mended: Document = {}
         if volume.state not in ("writable", "sealed"):
             wrong.append(f"state {volume.state!r}")
+            mended["state"] = "sealed"  # which is never wrong
+        elif volume.state == "writable" and volume.sealed_at:
+            wrong.append(f"writable, though it was sealed at map epoch {volume.sealed_at}")
+            mended["state"] = "sealed"
         if len(set(volume.nodes)) != len(volume.nodes):
             wrong.append(f"nodes {list(volume.nodes)}")
+            mended["nodes"] = list(dict.fromkeys(volume.nodes))
         if not _is_code(volume.code):
             wrong.append(f"code {volume.code!r}")
+            mended["code"] = replication or CODE_DEFAULT
         if min(volume.chunks, volume.bytes, volume.garbage) < 0:
             wrong.append(f"{volume.chunks} chunks, {volume.bytes} bytes, {volume.garbage} garbage")
+            mended |= {name: Int64(0) for name in ("chunks", "bytes", "garbage") if getattr(volume, name) < 0}
         if wrong:
-            self._report.add("volume-wrong", where, ", ".join(wrong))
+            self._report.add("volume-wrong", where, ", ".join(wrong), id=volume.id, fields=mended)
         for node in volume.nodes:
             if node not in self.nodes:
                 self._report.add("volume-node-unknown", where, f"lies on node {node}, which has no document")

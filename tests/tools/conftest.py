@@ -86,6 +86,7 @@ class World:
         self.session(1)
         self.meta[d.SESSIONS].delete_many({"_id": {"$ne": 1}})
         self.meta[d.WORK].delete_many({})
+        self.meta[d.COUNTERS].delete_one({"_id": "map"})
 
     def close(self) -> None:
         self.door.client.drop_database(self.database)

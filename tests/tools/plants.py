@@ -487,6 +487,17 @@ def volume_of_no_code(world: World) -> None:
     world.set(d.VOLUMES, 1, code="77")
 
 
+@plant("volume-wrong")
+def volume_on_one_node_twice(world: World) -> None:
+    world.set(d.VOLUMES, 1, nodes=[1, 1])
+
+
+@plant("volume-wrong")
+def sealed_volume_that_became_writable(world: World) -> None:
+    world.set(d.VOLUMES, 1, sealed_at=Int64(1))
+    world.meta[d.COUNTERS].insert_one({"_id": "map", "next": Int64(2)})
+
+
 @plant("chunk-class")
 def plain_chunks_in_a_volume_of_an_own_code(world: World) -> None:
     world.set(d.VOLUMES, 1, own=True)

@@ -167,6 +167,17 @@ def test_racks_count(trio_world: World) -> None:
     assert kinds(world) == set()
 
 
+def test_a_node_that_is_no_more_is_forgotten_and_replaced(trio_world: World) -> None:
+    world = trio_world
+    world.set(d.VOLUMES, 1, nodes=[9, 2])
+    assert kinds(world) == {"volume-node-unknown", "volume-short"}
+    done = repair(world)
+    assert (done.complete, world.meta[d.VOLUMES].find_one({"_id": 1})["nodes"]) == (True, [2, done.volumes[1][0]])
+    assert kinds(world) == set()
+    world.set(d.VOLUMES, 1, nodes=[9])
+    assert "of which there is no document" in repair(world).text()
+
+
 def test_a_copy_that_was_begun_is_gone_on_with(trio_world: World) -> None:
     """RF3, CP3: killed after it had copied a part."""
     world = trio_world
