@@ -11,7 +11,8 @@ Invariants
          none; first the collections, then the document. Its id is never used again.
     VA3  What is deleted but still lies on a node is none of its business: whoever may need it again (a session that
          holds it) finds it afterwards. gc frees it first.
-    VA4  Killed anywhere it leaves at most a collection that the next run drops (rewriting RW2).
+    VA4  Killed anywhere it leaves at most a collection that the next run drops (rewriting RW2). It drops copies that
+         killed moves have left, too (moving MO2).
 
 Concurrency
     Blocks, one thread; beside mounts, and beside other tools, which the lease keeps apart.
@@ -37,7 +38,7 @@ from flakefs.tools.chunks import Node, Resolve
 from flakefs.tools.copying import Rate, check_mark, drop_volume
 from flakefs.tools.fleet import Fleet, open_fleet
 from flakefs.tools.lease import DURABLE, Lease, VolumeTaken, volume_lease
-from flakefs.tools.moving import Watch
+from flakefs.tools.moving import Mover, Watch
 from flakefs.tools.reader import Reader
 from flakefs.tools.rewriting import SUFFIX, Filling, drop_unfinished, measure, rewrite, unfinished_copies
 from flakefs.tools.sealing import seal, wait_acknowledged
@@ -60,8 +61,10 @@ class Vacuumed:
     """Volumes that were empty."""
     cleaned: list[str] = field(default_factory=list)
     """Collections that interrupted runs had left."""
-    hollow: int = 0
-    """Copies of volumes looked at that were not worth it."""
+    kept: list[str] = field(default_factory=list)
+    """Copies left by killed moves that may not go, with the reason."""
+    untouched: int = 0
+    """Copies of volumes that were not worth it."""
     waiting: list[str] = field(default_factory=list)
     """What could not be done, in sentences."""
 
@@ -69,8 +72,9 @@ class Vacuumed:
         lines = [f"dropped {name}, which an interrupted run had left" for name in self.cleaned]
         lines += [f"volume {v} on node {n}: gave back {size:,} bytes" for v, n, size in self.rewritten]
         lines += [f"volume {volume}: dropped, it was empty" for volume in self.dropped]
+        lines += [f"not dropped: {text}" for text in self.kept]
         lines += self.waiting
-        lines.append(f"gave back {self.freed_bytes:,} bytes; left {self.hollow} copies of volumes as they are")
+        lines.append(f"gave back {self.freed_bytes:,} bytes; left {self.untouched} copies of volumes as they are")
         return "\n".join(lines)
 
 
@@ -126,6 +130,14 @@ class _Vacuum:
                 node.failure = error
             if node.failure is not None:
                 self.done.waiting.append(f"node {number} was left out: {node.failure}")
+        mover = Mover(self._fleet, self._watch)
+        for number, node in self._fleet.nodes.items():
+            try:
+                mover.drop_leftovers([number])
+            except FlakeError as error:
+                node.failure = error
+                self.done.waiting.append(f"node {number} was left out: {error}")
+        self.done.kept = mover.done.kept
 
     def _checkpoint(self, node: Node) -> None:
         """A file counts as free what was free at the last checkpoint. Who may not ask for one sees an older state."""
@@ -154,7 +166,7 @@ class _Vacuum:
                 self._drop(volume.id)
             elif worth:
                 self._rewrite(volume.id, worth)
-            self.done.hollow += len(found) - len(worth)
+            self.done.untouched += len(found) - len(worth)
         except FlakeError as error:
             self.done.waiting.append(str(error))
 

@@ -129,7 +129,7 @@ def test_the_disk_space_of_deleted_chunks_comes_back(new_hollow: Callable[..., H
 def test_what_is_not_worth_it_is_left(new_hollow: Callable[..., Hollow]) -> None:
     hollow = new_hollow(left=CHUNKS // 2)
     done = hollow.run(volumes=[2], min_garbage=0.9)
-    assert (done.rewritten, done.hollow) == ([], 1), done.text()
+    assert (done.rewritten, done.untouched) == ([], 1), done.text()
     assert hollow.document()["state"] == "writable"
     with pytest.raises(UsageError, match="no volume 7"):
         hollow.run(volumes=[7])
@@ -159,6 +159,17 @@ def test_an_empty_volume_whose_chunks_are_named_is_no_empty_one(new_hollow: Call
     hollow.world.set(d.VOLUMES, 2, chunks=Int64(0), state="sealed")
     assert hollow.run().dropped == []
     assert hollow.document() is not None
+
+
+def test_what_a_killed_move_left_is_dropped(trio_world: World) -> None:
+    """VA4"""
+    world = trio_world
+    stray = world.homes[3][world.volume.name]
+    stray.insert_many(list(world.volume.find()))
+    assert world.check().kinds["node-volume-stray"] == 1
+    assert vacuum(world.door, world.database, world.resolve).waiting == []
+    assert stray.name not in world.homes[3].list_collection_names()
+    assert world.check(deep=True).clean
 
 
 class Stop(Exception):
