@@ -1,4 +1,4 @@
-"""fsck and gc: looking after a file system.
+"""fsck, scrub, gc, and nodes repair: looking after a file system.
 
 Not here
     Checking, mending and sweeping (tools).
@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flakefs.cli import output
-from flakefs.cli.common import Param, json_option
+from flakefs.cli.common import SIZE, Param, json_option
+from flakefs.cli.moving import rate_option, watching
 from flakefs.cli.state import State, pass_state
 
 if TYPE_CHECKING:
@@ -121,6 +122,61 @@ def gc_command(state: State, grace: float, as_json: bool) -> None:
     else:
         click.echo(freed.text())
     if freed.unreachable:
+        click.get_current_context().exit(1)
+
+
+@click.command("scrub", epilog="Example: flakefs scrub --rate 50M")
+@click.option("--rate", type=SIZE, metavar="SIZE", help="Read at most so much a second.  [default: as fast as it goes]")
+@click.option("--restart", is_flag=True, help="From the beginning, although an earlier one was interrupted.")
+@json_option
+@pass_state
+def scrub_command(state: State, rate: int | None, restart: bool, as_json: bool) -> None:
+    """Read every copy of every chunk on every node, and mend what has rotted or is missing from a good copy.
+
+    Works while mounted; goes on where it was interrupted. Status 1 when a chunk has no good copy (its files are
+    named), or a node does not answer.
+    """
+    from flakefs.app.stack import metadata_door
+    from flakefs.tools.scrub import scrub
+
+    config = state.config
+    with metadata_door(config, purpose="scrub") as (door, resolve), watching() as watch:
+        done = scrub(door, config.database, resolve, rate=rate, restart=restart, watch=watch)
+    if as_json:
+        output.echo_json(output.plain(done) | {"sound": done.sound})
+    else:
+        click.echo(done.text())
+    if not done.sound:
+        click.get_current_context().exit(1)
+
+
+@click.command("repair", epilog="Example: flakefs nodes repair && flakefs scrub")
+@click.option("--node", "number", type=click.IntRange(min=1), metavar="ID", help="Only the copies on this node.")
+@click.option("--force", is_flag=True, help="Use an emptied node again although chunks lay there alone: gives them up.")
+@rate_option
+@json_option
+@pass_state
+def repair_command(state: State, number: int | None, force: bool, rate: int | None, as_json: bool) -> None:
+    """Bring every volume back to all its copies: on nodes that were away, lost their disk, or were never enough.
+
+    Works while mounted; can be interrupted and run again. Status 0 only when every chunk has all its copies. A node
+    that does not answer is waited for; flakefs nodes remove replaces it.
+    """
+    from flakefs.app.stack import metadata_door
+    from flakefs.tools.copying import Rate
+    from flakefs.tools.refill import repair_replicas
+
+    config = state.config
+    with metadata_door(config, purpose="repair") as (door, resolve), watching() as watch:
+        done = repair_replicas(
+            door, config.database, resolve, node=number, force=force, watch=watch, rate=Rate(rate),
+            reserve_bytes=config.engine.reserve_bytes,
+        )  # fmt: skip
+    if as_json:
+        output.echo_json(output.plain(done) | {"complete": done.complete})
+    else:
+        click.echo(done.text())
+    if not done.complete:
         click.get_current_context().exit(1)
 
 

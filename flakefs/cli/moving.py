@@ -60,7 +60,7 @@ def drain_command(state: State, number: int, rate: int | None, as_json: bool) ->
     from flakefs.tools.copying import Rate
     from flakefs.tools.drain import drain
 
-    with _fleet(state, "drain") as fleet, _watching() as watch:
+    with _fleet(state, "drain") as fleet, watching() as watch:
         moved = drain(fleet, number, watch, Rate(rate))
     _tell(moved, as_json, {"node": number}, f"node {number} is empty; flakefs nodes remove {number} takes it out")
 
@@ -80,7 +80,7 @@ def remove_command(state: State, number: int, force: bool, rate: int | None, as_
     from flakefs.tools.copying import Rate
     from flakefs.tools.remove import remove
 
-    with _fleet(state, "remove") as fleet, _watching() as watch:
+    with _fleet(state, "remove") as fleet, watching() as watch:
         removed = remove(fleet, number, force=force, watch=watch, rate=Rate(rate))
     if as_json:
         output.echo_json(_removed_facts(removed))
@@ -107,7 +107,7 @@ def balance_command(state: State, threshold: float, rate: int | None, as_json: b
     from flakefs.tools.balance import balance
     from flakefs.tools.copying import Rate
 
-    with _fleet(state, "balance") as fleet, _watching() as watch:
+    with _fleet(state, "balance") as fleet, watching() as watch:
         balanced = balance(fleet, threshold, watch, Rate(rate))
         stored = {number: fleet.stored[number] for number in balanced.fill}
     nodes = [{"node": n, "stored": stored[n], "fill": balanced.fill[n]} for n in sorted(stored)]
@@ -138,7 +138,7 @@ def move_command(state: State, volume: int, source: int, target: int, rate: int 
     from flakefs.tools.copying import Rate
     from flakefs.tools.moving import move_volume
 
-    with _fleet(state, "move") as fleet, _watching() as watch:
+    with _fleet(state, "move") as fleet, watching() as watch:
         moved = move_volume(fleet, volume, source, target, watch, Rate(rate))
     _tell(moved, as_json, {"volume": volume}, f"volume {volume} lies on node {target}")
 
@@ -232,7 +232,7 @@ def _removed_facts(removed: Removed) -> dict[str, Any]:
 
 
 @contextmanager
-def _watching() -> Iterator[Watch]:
+def watching() -> Iterator[Watch]:
     """A bar for the volume that is copied, and below it what is being waited for; nothing without a terminal."""
     from flakefs.tools.moving import Watch
 

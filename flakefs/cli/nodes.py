@@ -26,6 +26,7 @@ COMMANDS = {
     "set": Lazy("flakefs.cli.nodes:set_command", "Change what is known about a node."),
     "drain": Lazy("flakefs.cli.moving:drain_command", "Move everything off a node."),
     "remove": Lazy("flakefs.cli.moving:remove_command", "Take a drained or a dead node out of the file system."),
+    "repair": Lazy("flakefs.cli.care:repair_command", "Bring every volume back to all its copies."),
     "balance": Lazy("flakefs.cli.moving:balance_command", "Move volumes until all nodes are about equally full."),
 }
 

@@ -34,6 +34,7 @@ COMMANDS = {
     "status": Lazy("flakefs.cli.status:status_command", "Show the file system, its nodes, space and mounts."),
     "sessions": Lazy("flakefs.cli.sessions:sessions_command", "List who uses the file system; fence a dead one."),
     "nodes": Lazy("flakefs.cli.nodes:nodes_group", "Add, list and change storage nodes."),
+    "volumes": Lazy("flakefs.cli.volumes:volumes_group", "List volumes, move one, give disk space back."),
     "cluster": Lazy("flakefs.cli.cluster:cluster_group", "Run a cluster on this machine, for trying things out."),
     "put": Lazy("flakefs.cli.transfer:put_command", "Copy local files into the file system."),
     "get": Lazy("flakefs.cli.transfer:get_command", "Copy files out of the file system."),
@@ -45,6 +46,7 @@ COMMANDS = {
     "rm": Lazy("flakefs.cli.changing:rm_command", "Remove files and folders."),
     "mv": Lazy("flakefs.cli.changing:mv_command", "Move or rename files and folders."),
     "fsck": Lazy("flakefs.cli.care:fsck_command", "Check every invariant; repair what a crash can leave."),
+    "scrub": Lazy("flakefs.cli.care:scrub_command", "Read every copy of every chunk; mend what has rotted."),
     "gc": Lazy("flakefs.cli.care:gc_command", "Free chunks that no file refers to."),
 }
 
