@@ -56,31 +56,36 @@ def nodes_group() -> None:
     "--database", metavar="NAME", help="Database on the node.  [default: the one in URI, else <file system>_chunks]"
 )
 @click.option("--id", "number", type=click.IntRange(1, ID_MAX), help="Id of the node; one that was used is refused.")
-@click.option("--dc", type=TEXT, default="", metavar="NAME", help="Data center.")
-@click.option("--rack", type=TEXT, default="", metavar="NAME", help="Rack.")
+@click.option("--dc", type=TEXT, metavar="NAME", help="Data center.  [default: as the rules in [topology] say]")
+@click.option("--rack", type=TEXT, metavar="NAME", help="Rack.  [default: the same]")
 @click.option("--capacity", type=SIZE, metavar="SIZE", help="Bytes of chunks it may hold.  [default: its disk]")
 @json_option
 @pass_state
 def add_command(
-    state: State, uri: str, database: str | None, number: int | None, dc: str, rack: str, capacity: int | None,
-    as_json: bool,
+    state: State, uri: str, database: str | None, number: int | None, dc: str | None, rack: str | None,
+    capacity: int | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Add the MongoDB at URI as a storage node, after checking that it can be reached and written.
 
-    Works while the file system is mounted: the next chunks land there.
+    Works while the file system is mounted: the next chunks land there. A password in URI is a reference, like
+    mongodb://user:${file:/etc/flakefs/secret}@host/ or ${env:NAME}.
     """
     from flakefs.app.stack import database_of, metadata_door
     from flakefs.engine.admin import add_node
+    from flakefs.mongo.clients import hosts_of
+    from flakefs.mongo.secrets import refuse_clear_secret
 
+    refuse_clear_secret(uri)
     config = state.config
+    rule = config.topology.place_of(hosts_of(uri)) if config.topology.rules else None
     with metadata_door(config, purpose="nodes") as (door, resolve):
         node = add_node(
             door,
             config.database,
             uri=uri,
             node_database=database or database_of(uri) or f"{config.database}_chunks",
-            dc=dc,
-            rack=rack,
+            dc=dc if dc is not None else rule.dc if rule else "",
+            rack=rack if rack is not None else rule.rack if rule else "",
             capacity=capacity,
             id=number,
             resolve=resolve,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from flakefs.config.topology import TopologyOptions
 from flakefs.engine import EngineOptions
 from flakefs.errors import ConfigError
 from flakefs.fuse import FuseOptions
@@ -51,6 +52,7 @@ class Config:
     vfs: VfsOptions = field(default_factory=VfsOptions)
     fuse: FuseOptions = field(default_factory=FuseOptions)
     mount: MountOptions = field(default_factory=MountOptions)
+    topology: TopologyOptions = field(default_factory=TopologyOptions)
     path: str = ""
     """The file it was read from; "" when there was none."""
 
@@ -67,5 +69,5 @@ class Config:
 
 METADATA_KEYS = {"uri": "metadata_uri", "database": "database", "deadline_seconds": "metadata_deadline_seconds"}
 """Keys of the section [metadata], which has no options class of its own, and their fields in Config."""
-SECTIONS = ("embedded", "engine", "namespace", "vfs", "fuse", "mount")
+SECTIONS = ("embedded", "engine", "namespace", "vfs", "fuse", "mount", "topology")
 """Fields of Config that are sections of the file."""

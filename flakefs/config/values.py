@@ -6,14 +6,16 @@ Purpose
 Invariants
     F1  A value of a wrong type is refused, never guessed: true is no number, "5" is no number, 1 is no switch.
     F2  A field whose name ends in _bytes, or is named capacity, takes bytes as a number or with a unit ("64 MiB").
+    F4  A list of tables becomes a tuple of the dataclass that its field names, each table checked in the same way.
     F3  Numbers are never negative, and fit 63 bits. Narrower ranges are the business of the options class.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import types
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from flakefs.errors import ConfigError
 
@@ -50,6 +52,8 @@ def is_size(name: str) -> bool:
 def converted(value: object, wanted: Any, *, name: str, key: str) -> Any:
     """*value* as the type *wanted* of the field *name*; ConfigError names *key* ("[section] name")."""
     origin = get_origin(wanted)
+    if origin is tuple:
+        return _tables(value, get_args(wanted)[0], key)
     if origin is Literal:
         allowed = get_args(wanted)
         if value not in allowed or isinstance(value, bool) != isinstance(allowed[0], bool):
@@ -70,6 +74,28 @@ def converted(value: object, wanted: Any, *, name: str, key: str) -> Any:
     if isinstance(value, (int, float)) and not isinstance(value, bool) and not 0 <= value < SIZE_END:
         raise ConfigError(f"{key} must not be negative or beyond 2^63, and is {value}")
     return value
+
+
+def _tables(value: object, wanted: Any, key: str) -> tuple[Any, ...]:
+    """F4."""
+    if not isinstance(value, list) or not all(isinstance(table, dict) for table in value):
+        raise ConfigError(f"{key} must be a list of tables like {{ match = ... }}, not {_shown(value)}")
+    hints = get_type_hints(wanted)
+    made = []
+    for number, table in enumerate(value, 1):
+        where = f"{key}, entry {number}"
+        fields = {field.name for field in dataclasses.fields(wanted)}
+        needed = {field.name for field in dataclasses.fields(wanted) if field.default is dataclasses.MISSING}
+        for name in sorted(set(table) - fields):
+            raise ConfigError(f"{where}: unknown key {name!r}; known are {', '.join(sorted(fields))}")
+        for name in sorted(needed - set(table)):
+            raise ConfigError(f"{where}: {name} is missing")
+        found = {name: converted(each, hints[name], name=name, key=f"{where}: {name}") for name, each in table.items()}
+        try:
+            made.append(wanted(**found))
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from error
+    return tuple(made)
 
 
 def _shown(value: object) -> str:

@@ -16,6 +16,7 @@ Not here
 
 from __future__ import annotations
 
+import re
 import secrets
 import warnings
 from collections.abc import Callable
@@ -82,6 +83,17 @@ def connect(
             why_not_usable(redacted(uri), given, error)
             or f"{redacted(uri)} is not a usable MongoDB URI ({_without(address, str(error))}): correct it"
         ) from error
+
+
+def hosts_of(uri: str) -> list[str]:
+    """The hosts that a URI names, without ports, in lower case; a unix socket as its path. Raises ConfigError."""
+    hosts = urlsplit(resolved(uri)).netloc.rpartition("@")[2].split(",")
+    names = (unquote(host).strip() for host in hosts)
+    return [
+        name if name.startswith("/") else re.sub(r"\[([^]]*)\](:\d+)?$|:\d+$", r"\1", name).lower()
+        for name in names
+        if name
+    ]
 
 
 def is_local(uri: str) -> bool:
