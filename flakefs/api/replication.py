@@ -31,6 +31,7 @@ async def change(fs: FileSystem, path: bytes, code: str | None) -> None:
     """Give *path* a code of its own, or with None take it away: then the file system's counts again."""
     inode = await _kept_by(fs, path)
     if code is not None:
+        check(fs, code)  # before vfs finds out, which would log it: here the caller is told
         await fs.setxattr(inode.ino, ATTRIBUTE, code.encode())
         return
     try:

@@ -24,6 +24,7 @@ from flakefs.format.records import FormatRecord, NodeRecord, VolumeRecord
 from flakefs.mongo.clients import connect, redacted
 from flakefs.mongo.door import Door
 from flakefs.namespace.sessions import boot_id, declare_dead, process_lives
+from flakefs.tools.replicas import short_volumes
 
 NODE_SECONDS = 3.0
 """How long one node is asked: status has to answer while nodes are down."""
@@ -90,6 +91,11 @@ class Overview:
     """What all files hold, holes left out; None when it takes too long to add up."""
     chunks: int
     stored_bytes: int
+    volumes: int
+    short_volumes: tuple[int, ...]
+    """Those with fewer copies than their replication code asks for, or copies in the wrong places."""
+    silent_nodes: tuple[int, ...]
+    """Those that do not answer."""
     nodes: tuple[NodeStatus, ...]
     sessions: tuple[SessionStatus, ...]
 
@@ -98,6 +104,8 @@ def overview(door: Door, database: str, resolve: Resolve, metadata: str) -> Over
     """Everything of one file system. *metadata* is how to name its server. Raises NotFormatted."""
     record = read_filesystem(door, database)
     volumes = list_volumes(door, database)
+    nodes = list_nodes(door, database)
+    statuses = tuple(node_status(node, volumes, resolve) for node in nodes)
     return Overview(
         metadata=metadata,
         database=database,
@@ -107,7 +115,10 @@ def overview(door: Door, database: str, resolve: Resolve, metadata: str) -> Over
         file_bytes=_file_bytes(door, database),
         chunks=sum(volume.chunks for volume in volumes),
         stored_bytes=sum(volume.bytes for volume in volumes),
-        nodes=tuple(node_status(node, volumes, resolve) for node in list_nodes(door, database)),
+        volumes=len(volumes),
+        short_volumes=tuple(short.volume for short in short_volumes(nodes, volumes, record.replication)),
+        silent_nodes=tuple(status.id for status in statuses if status.problem),
+        nodes=statuses,
         sessions=tuple(sessions(door, database)),
     )
 

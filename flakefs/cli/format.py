@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     "--node", "node_uri", metavar="URI", help="MongoDB of the first storage node.  [default: as the metadata]"
 )
 @click.option("--node-database", metavar="NAME", help="Database on that node.  [default: <file system>_chunks]")
+@click.option(
+    "--replication", metavar="CODE", default="000", show_default=True, help="Copies; more than one need more nodes."
+)
 @click.option("--force", is_flag=True, help="Replace the file system that is there: EVERYTHING IN IT IS LOST.")
 @click.option("--confirm", metavar="NAME", help="With --force: the name of the database, instead of being asked.")
 @json_option
@@ -35,6 +38,7 @@ def format_command(
     codec: str,
     node_uri: str | None,
     node_database: str | None,
+    replication: str,
     force: bool,
     confirm: str | None,
     as_json: bool,
@@ -47,6 +51,7 @@ def format_command(
 
     if not valid_chunk_size(chunk_size):
         raise UsageError(f"the chunk size {chunk_size} cannot be; use a power of two from 64K to 8M")
+    _check_replication(replication)
     from flakefs.app.stack import database_of, first_node_uri, metadata_door
     from flakefs.engine.admin import create_filesystem
     from flakefs.namespace import schema
@@ -76,6 +81,17 @@ def format_command(
         f"the file system {config.database} is made: chunks of {output.size(record.chunk_size)}, codec {record.codec}"
     )
     click.echo("next: flakefs mount FOLDER, or flakefs put FILE /")
+
+
+def _check_replication(code: str) -> None:
+    """A new file system has one node."""
+    from flakefs.format.placement import CODE_DEFAULT, check_code, copies
+
+    if check_code(code) != CODE_DEFAULT:
+        raise UsageError(
+            f"replication {code} needs {copies(code)} nodes, and a new file system has one: make it without "
+            f"--replication, add nodes with `flakefs nodes add`, then run `flakefs replication set {code}`"
+        )
 
 
 def _is_formatted(door: Door, database: str) -> bool:

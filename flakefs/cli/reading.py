@@ -207,20 +207,21 @@ def _print_facts(facts: Facts, limit: int) -> None:
 def _print_chunks(facts: Facts, limit: int) -> None:
     output.table(
         "",
-        ("offset", "length", "chunk", "hash", "references", "volume", "nodes"),
+        ("offset", "length", "chunk", "hash", "replication", "references", "volume", "nodes"),
         [
             (
                 str(chunk.offset),
                 str(chunk.length),
                 chunk.chunk,
                 chunk.hash,
+                chunk.replication,
                 str(chunk.references),
                 str(chunk.volume),
                 ", ".join(map(str, chunk.nodes)) or "-",
             )
             for chunk in facts.chunks[:limit]
         ],
-        right=(0, 1, 4, 5),
+        right=(0, 1, 5, 6),
     )
     if len(facts.chunks) > limit:
         click.echo(f"... and {len(facts.chunks) - limit} more; --chunks or --json shows them")

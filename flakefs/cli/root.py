@@ -36,6 +36,9 @@ COMMANDS = {
     "nodes": Lazy("flakefs.cli.nodes:nodes_group", "Add, list and change storage nodes."),
     "volumes": Lazy("flakefs.cli.volumes:volumes_group", "List volumes, move one, give disk space back."),
     "cluster": Lazy("flakefs.cli.cluster:cluster_group", "Run a cluster on this machine, for trying things out."),
+    "replication": Lazy(
+        "flakefs.cli.replication:replication_group", "Show and set how many copies are kept, and where."
+    ),
     "put": Lazy("flakefs.cli.transfer:put_command", "Copy local files into the file system."),
     "get": Lazy("flakefs.cli.transfer:get_command", "Copy files out of the file system."),
     "cat": Lazy("flakefs.cli.reading:cat_command", "Print the content of files."),

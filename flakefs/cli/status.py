@@ -51,7 +51,8 @@ def _print(found: Overview, path: str, here: list[MountRecord]) -> None:
             ("Metadata", f"{found.metadata}, MongoDB {found.server_version}"),
             ("Configuration", path or "none: the defaults"),
             ("Made", output.moment(record.created)),
-            ("Chunk size", f"{output.size(record.chunk_size)}, codec {record.codec}, replication {record.replication}"),
+            ("Chunk size", f"{output.size(record.chunk_size)}, codec {record.codec}"),
+            ("Replication", _replication(found)),
             ("Names", f"about {found.names}"),
             ("Files hold", output.size(found.file_bytes) if found.file_bytes is not None else "too many to add up now"),
             ("Stored", f"{output.size(found.stored_bytes)} in {found.chunks} chunks"),
@@ -71,6 +72,22 @@ def _print(found: Overview, path: str, here: list[MountRecord]) -> None:
         output.table("Mounts on this machine", ("folder", "mode", "process", "since", "log"), rows, right=(2,))
     elif not found.sessions:
         click.echo("\nNobody uses it at the moment.")
+
+
+def _replication(found: Overview) -> str:
+    """The code, and how many volumes are short of copies."""
+    from flakefs.app.replication import meaning
+
+    code = found.format.replication
+    number = len(found.short_volumes)
+    if not found.volumes:
+        state = ""
+    elif not number:
+        state = "; no volume is short of copies" if code != "000" else ""
+    else:
+        verb = "is" if number == 1 else "are"
+        state = f"; {number} of {found.volumes} volumes {verb} short of copies: flakefs nodes repair"
+    return f"{code}, {meaning(code)}{state}"
 
 
 def print_nodes(nodes: tuple[NodeStatus, ...]) -> None:

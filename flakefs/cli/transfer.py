@@ -45,6 +45,12 @@ def copy_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.command("put", epilog="Examples: flakefs put -r photos /; tar c src | flakefs put - /backup/src.tar")
 @click.argument("paths", nargs=-1, required=True, type=PATH, metavar="SOURCE... TARGET")
 @copy_options
+@click.option(
+    "--replication",
+    metavar="CODE",
+    default="",
+    help="How many copies, and where: the code of the files written and folders made.  [default: as the folder above]",
+)
 @pass_state
 def put_command(
     state: State,
@@ -56,6 +62,7 @@ def put_command(
     no_target_directory: bool,
     verbose: bool,
     quiet: bool,
+    replication: str,
 ) -> None:
     """Copy local files into the file system; "-" is standard input.
 
@@ -64,8 +71,14 @@ def put_command(
     sources, target = _ends(paths, no_target_directory)
     from flakefs.api.copying import CopyOptions
 
+    if replication:
+        from flakefs.format.placement import check_code
+
+        check_code(replication)
     target = remote(target)
-    options = CopyOptions(recursive=recursive, preserve=preserve, archive=archive, no_clobber=no_clobber)
+    options = CopyOptions(
+        recursive=recursive, preserve=preserve, archive=archive, no_clobber=no_clobber, replication=replication
+    )
     failures = Failures()
     total = _local_total(sources, options) if not quiet else None
     with (
@@ -81,7 +94,7 @@ def put_command(
             if into:
                 raise UsageError(f"{output.name(target)} is a folder; standard input needs the path of a file")
             watch.started(b"standard input", 0)
-            fs.run(transfer.write_stream, target, unbuffered(sys.stdin), advance=watch.advance)
+            fs.run(transfer.write_stream, target, unbuffered(sys.stdin), advance=watch.advance, code=replication)
             watch.done(STREAM, target)
         else:
             fs.run(upload.put_all, sources, target, options, watch, into=into)

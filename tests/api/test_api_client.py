@@ -16,11 +16,13 @@ import flakefs
 from flakefs.app.stack import metadata_door
 from flakefs.config import Config
 from flakefs.engine import EngineOptions
-from flakefs.engine.admin import create_filesystem
+from flakefs.engine.admin import add_node, create_filesystem
 from flakefs.errors import (
     BadHandle,
     Exists,
+    InvalidArgument,
     IsDirectory,
+    NoAttribute,
     NotDirectory,
     NotEmpty,
     NotFormatted,
@@ -180,6 +182,46 @@ def test_chunks_are_the_content_with_its_places(fs: flakefs.Client) -> None:
         assert piece.hash == blake3(piece.data).digest()
         assert (piece.chunk, piece.volume) == (known.chunk, known.volume)
         assert (known.references, known.nodes) == (1, (1,))
+
+
+def test_replication_of_files_and_folders(
+    config: Config, servers: Servers, new_database: Callable[[], str], tmp_path: Path
+) -> None:
+    """RC1; a second node, on the same server."""
+    with metadata_door(config, purpose="test") as (door, resolve):
+        add_node(door, config.database, uri=servers.node_uri(1), node_database=new_database(), resolve=resolve)
+    (tmp_path / "local").write_bytes(CONTENT)
+    with flakefs.connect(config) as fs:
+        fs.put(tmp_path / "local", "/plain")
+        fs.put(tmp_path / "local", "/twice", replication="001")
+        fs.put(io.BytesIO(CONTENT), "/stream", replication="001")
+        with fs.open("/opened", "wb", replication="001") as file:
+            file.write(CONTENT)
+        assert [(piece.replication, piece.hash) for piece in fs.chunks("/twice")] == [
+            ("001", piece.hash) for piece in fs.chunks("/plain")
+        ]
+        assert {(chunk.replication, len(chunk.nodes)) for chunk in fs.stat("/twice").chunks} == {("001", 2)}
+        assert {(chunk.replication, len(chunk.nodes)) for chunk in fs.stat("/plain").chunks} == {("000", 1)}
+        assert {chunk.references for chunk in fs.stat("/opened").chunks} == {3}, "shared within the code"
+        assert fs.stat("/twice").checksum == fs.stat("/plain").checksum
+        assert (fs.replication("/"), fs.replication("/twice")) == ("000", "001")
+        fs.set_replication("/", "001")
+        fs.mkdir("/folder")
+        assert fs.replication("/folder") == "001"
+        fs.set_replication("/", None)
+        with pytest.raises(NoAttribute, match="/ has no replication code of its own"):
+            fs.set_replication("/", None)
+        with pytest.raises(InvalidArgument, match="further rack"):
+            fs.put(tmp_path / "local", "/plain", replication="010")
+        assert b"".join(piece.data for piece in fs.chunks("/plain")) == CONTENT, "RC1"
+        with pytest.raises(InvalidArgument, match="is no replication code"):
+            fs.open("/new", "x", replication="two")
+        assert not fs.exists("/new")
+        with pytest.raises(UsageError, match="nothing is written"):
+            fs.open("/plain", replication="001")
+        fs.symlink("nowhere", "/link")
+        with pytest.raises(NotFound):
+            fs.set_replication("/link", "001")
 
 
 def test_chunks_of_holes_literals_and_many_segments(fs: flakefs.Client) -> None:

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 import flakefs
-from flakefs.cli import nodes, root
+from flakefs.cli import cluster, nodes, replication, root
 from flakefs.cli.lazy import LazyGroup
 from flakefs.errors import ChunkCorrupt, ConfigError, FlakeError, NotFound, UsageError
 
@@ -21,7 +21,8 @@ TOP = Path(__file__).parents[2]
 
 
 def commands() -> list[tuple[str, ...]]:
-    return [(name,) for name in root.COMMANDS] + [("nodes", name) for name in nodes.COMMANDS]
+    groups = {"nodes": nodes.COMMANDS, "cluster": cluster.COMMANDS, "replication": replication.COMMANDS}
+    return [(name,) for name in root.COMMANDS] + [(group, name) for group, names in groups.items() for name in names]
 
 
 def found(path: tuple[str, ...]) -> click.Command:
