@@ -67,6 +67,9 @@ MARKERS = (
     " to execute command",  # "not authorized on ...": what follows are the documents of the command
 )
 """Where the part of a driver's message begins that helps nobody."""
+NOT_REPEATABLE = "does not support retryable writes"
+"""A connection broke while a standalone server restarted: some drivers then repeat a write in the way that only replica
+sets know. The server has done nothing, and the next write goes through."""
 TRANSIENT_LABELS = ("RetryableWriteError", "RetryableError", "SystemOverloadedError")
 
 
@@ -82,7 +85,8 @@ def translated(error: PyMongoError | BSONError, where: str) -> FlakeError:
     codes = set(_codes(error))
     if codes & DISK_FULL or "No space left on device" in str(error):
         return NoSpace(f"the disk of {where} is full: free some space there or add a node")
-    if codes & NOT_ANSWERED or any(error.has_error_label(label) for label in TRANSIENT_LABELS):
+    passing = NOT_REPEATABLE in str(error) or any(error.has_error_label(label) for label in TRANSIENT_LABELS)
+    if passing or codes & NOT_ANSWERED:
         return Unavailable(f"{where} cannot answer at the moment ({reason}): it will be asked again")
     if codes & GUARD_FAILED or error.has_error_label("TransientTransactionError"):
         return Conflict(f"somebody else changed the same documents on {where} first ({reason})")

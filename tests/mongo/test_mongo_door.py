@@ -180,6 +180,7 @@ async def test_a_closed_door_is_not_a_crash(private_servers):
         (OperationFailure("shutting down", 91), Unavailable),
         (BulkWriteError({"writeErrors": [], "writeConcernErrors": [{"code": 91, "errmsg": "x"}]}), Unavailable),
         (OperationFailure("x", 112, {"errorLabels": ["TransientTransactionError"]}), Conflict),
+        (OperationFailure("This MongoDB deployment does not support retryable writes. Please", 20), Unavailable),
         (OperationFailure("not authorized", 13), Refused),
         (OperationFailure("x", 1), Refused),
         (pymongo.errors.NotPrimaryError("x"), Unavailable),
