@@ -112,7 +112,13 @@ async def open_stack(config: Config, *, kind: str, writable: bool, where: str = 
                 async with (
                     _held(session),
                     open_engine(
-                        index, config.database, record, config.engine, resolve=resolve, writable=writable
+                        index,
+                        config.database,
+                        record,
+                        config.engine,
+                        resolve=resolve,
+                        writable=writable,
+                        session=session.epoch if writable else None,
                     ) as engine,
                     open_vfs(
                         door, config.database, record, engine, session, config.namespace, config.vfs, watch=watch

@@ -9,6 +9,8 @@ Invariants
          insert, by the very server process that took the insert (ND2), or the insert itself was journaled.
     BA2  What a restarted or failed node took since the last barrier is written again, under a new key.
     BA3  A barrier covers the harden() calls that came before it began, and no later ones.
+    BA4  A node for which others can stand in gets node_patience_seconds, and more in proportion to the bytes. When it
+         is suspect it is not asked at all. What it took is written again elsewhere.
 
 Concurrency
     One barrier at a time; calls that arrive while one runs share the next. When the task that runs it is cancelled,
@@ -21,13 +23,17 @@ Not here
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterable
 
 import trio
 
 from flakefs.engine.cache import ChunkCache
+from flakefs.engine.inserting import SLOW_BYTES
 from flakefs.engine.nodes import Node
+from flakefs.engine.placement import Placement
 from flakefs.engine.table import BUSY, FRESH, Entry, Table, content_of
+from flakefs.engine.topology import Shelf
 from flakefs.engine.volumes import VolumeMap
 from flakefs.engine.writer import Writer
 from flakefs.errors import FlakeError, Unavailable
@@ -40,10 +46,11 @@ ROUNDS = 4
 
 
 class Barrier:
-    def __init__(self, table: Table, map: VolumeMap, writer: Writer, cache: ChunkCache) -> None:
+    def __init__(self, table: Table, map: VolumeMap, placement: Placement, writer: Writer, cache: ChunkCache) -> None:
         # Dependencies
         self._table = table
         self._map = map
+        self._placement = placement
         self._writer = writer
         self._cache = cache
         # Mutable; changed only between awaits
@@ -105,15 +112,14 @@ class Barrier:
 
     async def _without_proof(self, entries: Iterable[Entry]) -> list[Entry]:
         """Ask all nodes concerned; what they prove is hardened, the rest returned."""
-        ids = {id for entry in entries for id, _ in entry.places}
         alive: dict[int, bytes] = {}
-        nodes = [self._map.nodes[id] for id in ids if id in self._map.nodes]
+        nodes = self._nodes_of(entries)
         if len(nodes) == 1:
-            await self._ask(nodes[0], alive)
+            await self._ask(*nodes[0], alive)
         elif nodes:
             async with trio.open_nursery() as nursery:
-                for node in nodes:
-                    nursery.start_soon(self._ask, node, alive)
+                for node, patience in nodes:
+                    nursery.start_soon(self._ask, node, patience, alive)
         doubtful = []
         for entry in entries:
             if entry.state is not FRESH:
@@ -124,18 +130,40 @@ class Barrier:
                 doubtful.append(entry)
         return doubtful
 
-    async def _ask(self, node: Node, alive: dict[int, bytes]) -> None:
-        """A journaled write; once more when it failed and the node answers after all."""
-        for last in (False, True):
+    def _nodes_of(self, entries: Iterable[Entry]) -> list[tuple[Node, float | None]]:
+        """The nodes that hold these, and the seconds that each may take (BA4); None: the deadline of its calls."""
+        sizes: Counter[int] = Counter()
+        shelves: dict[int, set[Shelf]] = {}
+        for entry in entries:
+            for id, _ in entry.places:
+                sizes[id] += entry.stored_bytes
+                shelves.setdefault(id, set()).add(self._placement.shelf_of(entry.hash))
+        found: list[tuple[Node, float | None]] = []
+        for id, size in sizes.items():
+            node = self._map.nodes.get(id)
+            if node is None:
+                continue
+            patience = None
+            if all(self._placement.replaceable(shelf, node) for shelf in shelves[id]):
+                patience = self._map.options.node_patience_seconds + size / SLOW_BYTES
+            found.append((node, patience))
+        return found
+
+    async def _ask(self, node: Node, patience: float | None, alive: dict[int, bytes]) -> None:
+        """A journaled write; once more when it failed, the node answers after all, and none can stand in."""
+        if patience is not None and node.problem is not None:
+            return
+        for last in (patience is not None, True):
             try:
-                alive[node.record.id] = await node.door.run(node.barrier_sync)
+                alive[node.record.id] = await node.door.run(node.barrier_sync, deadline_seconds=patience)
                 return
             except FlakeError as error:
                 self._map.suspect(node, error)
-            if not last:
-                await self._map.probe(node)
-                if node.problem is not None:
-                    return
+            if last:
+                return
+            await self._map.probe(node)
+            if node.problem is not None:
+                return
 
     async def _write_again(self, entries: Iterable[Entry]) -> list[Entry]:
         """BA2; returns what has to be proven anew."""

@@ -29,6 +29,7 @@ from flakefs.engine.balance import load_balancer
 from flakefs.engine.barrier import Barrier
 from flakefs.engine.cache import ChunkCache
 from flakefs.engine.deleter import Deleter
+from flakefs.engine.growing import Grower
 from flakefs.engine.healing import Healer
 from flakefs.engine.memory import keep_freed_memory
 from flakefs.engine.options import EngineOptions, EngineStatistics
@@ -91,9 +92,12 @@ class Engine:
         self._reader = Reader(map, self._cache, self._asker)
         self._deleter = Deleter(map, self._reader.reading, metadata=metadata, database=database)
         self._table = Table(_Ledger(map, self._deleter))
-        placement = Placement(map, load_balancer(options.balance))
-        self._writer = Writer(metadata, database, format.codec, self._table, map, placement, self._deleter.doom)
-        self._barrier = Barrier(self._table, map, self._writer, self._cache)
+        self._placement = Placement(map, load_balancer(options.balance))
+        self._grower = Grower(map, metadata, database, format.uuid, nursery)
+        self._writer = Writer(
+            metadata, database, format.codec, self._table, map, self._placement, self._grower, self._deleter.doom
+        )
+        self._barrier = Barrier(self._table, map, self._placement, self._writer, self._cache)
 
     async def store(self, blocks: Sequence[Block], *, at_once: bool = False) -> None:
         """Give every sealed block of *blocks* a ref; durable only after harden(). Repeatable after an error.
@@ -197,6 +201,10 @@ class Engine:
             suspect_nodes=sum(node.problem is not None for node in self._map.nodes.values()),
         )
 
+    def check_code(self, code: str) -> None:
+        """Raise UsageError when *code* is none, or the active nodes, as last heard of, cannot keep it."""
+        self._placement.check_code(code)
+
     def check_invariants(self) -> None:
         """For tests; see engine.table."""
         self._table.check_invariants()
@@ -204,6 +212,8 @@ class Engine:
     async def _run(self) -> None:
         self._nursery.start_soon(self._map.poll_forever)
         self._nursery.start_soon(self._deleter.run_forever)
+        if self._writable:
+            self._nursery.start_soon(self._grower.run_forever)
         self._nursery.start_soon(self._healer.run_forever)
 
     async def _finish(self) -> None:
@@ -223,14 +233,16 @@ async def open_engine(
     *,
     resolve: Callable[[NodeRecord], str],
     writable: bool,
+    session: int | None = None,
 ) -> AsyncIterator[Engine]:
     """An engine for the file system in *database*, with its background tasks.
 
-    *resolve* says which URI leads to a node ("embedded" is known above only). Nodes that do not answer do not keep it
-    from opening. An error of the body leaves as it is, not in a group.
+    *resolve* says which URI leads to a node ("embedded" is known above only). *session*: the epoch of the session in
+    whose name it acknowledges changes of the map (engine.epochs). Nodes that do not answer do not keep it from opening.
+    An error of the body leaves as it is, not in a group.
     """
     keep_freed_memory()
-    map = VolumeMap(metadata, database, format, options, resolve=resolve, writable=writable)
+    map = VolumeMap(metadata, database, format, options, resolve=resolve, session=session)
     problem: Exception | None = None
     try:
         await map.look()

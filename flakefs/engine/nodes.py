@@ -23,13 +23,13 @@ Not here
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import trio
 from bson.objectid import ObjectId
 from pymongo.collection import Collection
-from pymongo.errors import OperationFailure
+from pymongo.errors import BulkWriteError, OperationFailure
 from pymongo.write_concern import WriteConcern
 
 from flakefs.errors import FlakeError, Refused
@@ -81,6 +81,7 @@ class Node:
         self._host = ""
         # Trio thread
         self.record = record
+        """Changed in place when its document changes, but for the address."""
         self.disk: Disk | None = None
         self.problem: FlakeError | None = None
         """Why the node is suspect; None when it answered last."""
@@ -88,6 +89,8 @@ class Node:
         """Reads are not sent to it before, while `problem` is set: one of them has just waited its whole deadline."""
         self.asked = False
         """Was it probed at least once?"""
+        self.confirmed = False
+        """Did it fail the last probe, too? Another failure may be a moment's."""
         self.probing: trio.Event | None = None
         self.next_disk_look = 0.0
         self.written_since_look = 0
@@ -149,10 +152,18 @@ class Node:
         concern = WriteConcern(w="majority" if self._majority else 1, j=journaled or self._majority)
         return self._database.get_collection(name, write_concern=concern)
 
-    def insert_sync(self, collection: str, documents: Sequence[Document], *, journaled: bool = False) -> bytes:
+    def insert_sync(
+        self,
+        collection: str,
+        documents: Sequence[Document],
+        *,
+        journaled: bool = False,
+        deadline_seconds: float | None = None,
+    ) -> bytes:
         """Insert; the server process to prove at the barrier (ND2), unless *journaled*: then it is durable on return.
 
-        What a failed call inserted is unknown.
+        A document that is there already counts as inserted: keys are never used twice, so it is the same. What a failed
+        call inserted is unknown.
         """
 
         def insert() -> bytes:
@@ -160,10 +171,14 @@ class Node:
             process = self._process
             if process is None:
                 process = self._process = server_process(self.door.client)
-            self.collection(collection, journaled=journaled).insert_many(documents, ordered=False)
+            try:
+                self.collection(collection, journaled=journaled).insert_many(documents, ordered=False)
+            except BulkWriteError as error:
+                if not _only_duplicates(error):
+                    raise
             return process
 
-        return self.door.run_sync(insert)
+        return self.door.run_sync(insert, deadline_seconds=deadline_seconds)
 
     def barrier_sync(self) -> bytes:
         """All acknowledged inserts of the process that this returns are durable (ND2). Runs inside the door."""
@@ -194,6 +209,13 @@ class Node:
         """An empty collection for a volume; one that is there already is fine. Runs inside the door."""
         self.introduce_sync()
         create_chunk_collection(self._database, collection)
+
+
+def _only_duplicates(error: BulkWriteError) -> bool:
+    """Was everything else inserted, and acknowledged as asked for?"""
+    details: Mapping[str, Any] = error.details or {}
+    problems = details.get("writeErrors") or ()
+    return bool(problems) and not details.get("writeConcernErrors") and all(p.get("code") == 11000 for p in problems)
 
 
 def create_chunk_collection(database: Any, collection: str) -> None:

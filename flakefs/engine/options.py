@@ -12,6 +12,7 @@ from flakefs.errors import ConfigError
 
 MIB = 1024 * 1024
 GIB = 1024 * MIB
+FEWER_COPIES = ("refuse", "warn")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +28,17 @@ class EngineOptions:
     threads: int = 4
     """Worker threads for each node: this many for writing, as many again for the rest."""
     volume_max_bytes: int = 32 * GIB
-    """A volume that holds more is sealed and a new one made."""
+    """A volume that holds more is sealed and a new one made; and so is one that holds more than a twentieth of what its
+    fullest node holds, and"""
+    volume_min_bytes: int = 64 * MIB
+    """more than this."""
+    write_dc: str = ""
+    """New chunks get their main copy only in this data center; "": in any."""
+    fewer_copies: str = "refuse"
+    """What happens when the nodes that take chunks cannot keep the replication code: "refuse" is an error, "warn" makes
+    as many copies as possible, which repair completes later."""
+    node_patience_seconds: float = 2.0
+    """Longest wait for one call to a node for which others can stand in; and longer for many bytes."""
     reserve_bytes: int = 256 * MIB
     """A node with less free disk space takes no chunks: mongod ends itself on a full disk."""
     dc: str = ""
@@ -37,12 +48,15 @@ class EngineOptions:
     """How often the documents of nodes and volumes, and disk space, are looked at."""
 
     def __post_init__(self) -> None:
-        for name in ("deadline_seconds", "error_timeout_seconds", "threads", "volume_max_bytes", "poll_seconds"):
+        positive = ("deadline_seconds", "error_timeout_seconds", "node_patience_seconds", "threads", "poll_seconds")
+        for name in (*positive, "volume_max_bytes"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"engine option {name} must be more than 0, not {getattr(self, name)}")
-        for name in ("chunk_cache_bytes", "reserve_bytes"):
+        for name in ("chunk_cache_bytes", "reserve_bytes", "volume_min_bytes"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"engine option {name} must not be negative, it is {getattr(self, name)}")
+        if self.fewer_copies not in FEWER_COPIES:
+            raise ConfigError(f"engine option fewer_copies is {' or '.join(FEWER_COPIES)}, not {self.fewer_copies!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

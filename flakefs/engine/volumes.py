@@ -1,38 +1,40 @@
-"""The map of nodes and volumes: where chunks are, and where new ones go.
+"""The map of nodes and volumes: where chunks are, and how full everything is.
 
 Purpose
-    Follows the documents of nodes and volumes, keeps a connection to every node, makes and seals volumes, and counts
-    what lies in each, what is in flight included, so that the balancer sees the present.
+    Follows the documents of nodes and volumes, keeps a connection to every node, and counts what lies in each, what is
+    in flight included, so that the balancer sees the present. Says in the session's document what is known here.
 
 Invariants
-    VO1  A volume's document is written after its collections exist on all its nodes.
-    VO2  Every active node that answers and has room has a writable volume within about poll_seconds.
     VO3  A node's figures are: what the volume documents count, plus what was stored and is not counted there yet,
          plus what is being stored. A commit that a look cannot have seen is never forgotten; it may count twice until
          the next look.
+    VO4  A session's document names a map epoch only when everything that was planned before is over (engine.epochs).
 
 Concurrency
     Trio thread, except the functions that end in _sync. The figures change between awaits only. A probe of a node is
     done once however many tasks want it.
 
 Not here
-    What is sent to a node (engine.nodes), where new chunks go (engine.placement).
+    Making volumes (engine.growing), what is sent to a node (engine.nodes), where new chunks go (engine.placement).
 """
 
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple
 
 import trio
+from bson.int64 import Int64
 from pymongo.write_concern import WriteConcern
 
+from flakefs.engine.epochs import Epochs
 from flakefs.engine.nodes import Disk, Node
-from flakefs.engine.numbers import next_number
 from flakefs.engine.options import EngineOptions
+from flakefs.engine.topology import Shelf, Standing, place_of, standing
 from flakefs.errors import Damaged, FlakeError, Unavailable
-from flakefs.format.documents import NODES, VOLUMES, volume_collection
+from flakefs.format.documents import COUNTERS, FORMAT, NODES, SESSIONS, VOLUMES, volume_collection
+from flakefs.format.placement import satisfies
 from flakefs.format.records import FormatRecord, NodeRecord, VolumeRecord, read_node, read_volume
 from flakefs.mongo.door import Door
 
@@ -42,18 +44,22 @@ DISK_SECONDS = 5.0
 """A node's disk is looked at this often when little is written to it,"""
 DISK_BYTES = 16 * 1024 * 1024
 """and at every poll after this much."""
-DURABLE = WriteConcern(w="majority", j=True)
+MAP = "map"
+"""The counter of map epochs, and the field of a session's document."""
 
 
 class Volume:
     """A volume document and what it does not count yet."""
 
-    __slots__ = ("collection", "counted", "extra", "nodes", "record", "reserved")
+    __slots__ = ("collection", "counted", "extra", "nodes", "record", "reserved", "whole")
 
     def __init__(self, record: VolumeRecord, collection: str) -> None:
         self.record = record
         self.collection = collection
         self.nodes: tuple[Node, ...] = ()
+        """The main one first."""
+        self.whole = False
+        """Do the nodes keep the volume's code?"""
         self.extra = [0, 0]
         """(chunks, bytes) stored that the record does not count (VO3)."""
         self.counted = [0, 0]
@@ -78,21 +84,13 @@ class Volume:
             node.bytes += stored_bytes
 
 
-def why_full(node: Node, nodes: Iterable[Node], options: EngineOptions) -> str | None:
-    """Why *node*, one of *nodes*, has no room for chunks; None when it has."""
-    capacity = node.record.capacity
-    if capacity is not None and node.bytes >= capacity:
-        return f"node {node.record.id} holds {node.bytes:,} of the {capacity:,} bytes of its capacity"
-    disk = node.disk
-    if disk is None:
-        return None
-    free = disk.free - sum(n.written_since_look for n in nodes if n.disk is not None and disk.same_as(n.disk))
-    if free < options.reserve_bytes:
-        return (
-            f"the disk of node {node.record.id} has {max(0, free):,} bytes free, less than the reserve of "
-            f"{options.reserve_bytes:,}"
-        )
-    return None
+class Documents(NamedTuple):
+    """What one look reads, in this order (EP1)."""
+
+    epoch: int
+    replication: str
+    nodes: list[NodeRecord]
+    volumes: list[VolumeRecord]
 
 
 class VolumeMap:
@@ -104,8 +102,9 @@ class VolumeMap:
         options: EngineOptions,
         *,
         resolve: Callable[[NodeRecord], str],
-        writable: bool,
+        session: int | None = None,
     ) -> None:
+        """*session*: the epoch of the session that acknowledges map epochs, if any."""
         # Dependencies
         self._metadata = metadata
         self._database = metadata.client[database]
@@ -113,10 +112,18 @@ class VolumeMap:
         # Constant after construction
         self._format = format
         self.options = options
-        self._writable = writable
+        self._session = session
         # Mutable; changed only between awaits
+        self.replication = format.replication
+        """The code of chunks whose files ask for no other."""
+        self.epochs = Epochs()
+        self.version = 0
+        """Raised whenever nodes or volumes may have changed,"""
+        self._changed = trio.Event()
+        """and then this is set and replaced."""
         self.nodes: dict[int, Node] = {}
         self._volumes: dict[int, Volume] = {}
+        self._shelves: dict[Shelf, list[Volume]] = {}
         self.unusable: dict[int, tuple[NodeRecord, FlakeError]] = {}
         """Nodes whose address makes no sense here."""
         self._retired: list[Node] = []
@@ -147,9 +154,10 @@ class VolumeMap:
 
     async def _look(self) -> None:
         settled = {id: tuple(volume.counted) for id, volume in self._volumes.items()}
-        nodes, volumes = await self._metadata.run(self._read_sync, abandon=True)
-        self._take_nodes(nodes)
-        for record in volumes:
+        found = await self._metadata.run(self._read_sync, abandon=True)
+        self.replication = found.replication
+        self._take_nodes(found.nodes)
+        for record in found.volumes:
             volume = self._volumes.get(record.id)
             if volume is None:
                 self._volumes[record.id] = Volume(record, volume_collection(self._format.uuid, record.id))
@@ -160,14 +168,21 @@ class VolumeMap:
             for figures in (volume.extra, volume.counted):
                 figures[0] -= chunks
                 figures[1] -= stored_bytes
-        for id in self._volumes.keys() - {record.id for record in volumes}:
+        for id in self._volumes.keys() - {record.id for record in found.volumes}:
             del self._volumes[id]
         self._count()
+        self.epochs.looked(found.epoch)
+        self.tell()
 
-    def _read_sync(self) -> tuple[list[NodeRecord], list[VolumeRecord]]:
-        return (
-            [read_node(document) for document in self._database[NODES].find({})],
-            [read_volume(document) for document in self._database[VOLUMES].find({})],
+    def _read_sync(self) -> Documents:
+        home = self._database
+        counter = home[COUNTERS].find_one({"_id": MAP})
+        format = home[FORMAT].find_one({"_id": "format"}, {"replication": 1})
+        return Documents(
+            0 if counter is None else int(counter["next"]) - 1,
+            self._format.replication if format is None else str(format["replication"]),
+            [read_node(document) for document in home[NODES].find({})],
+            [read_volume(document) for document in home[VOLUMES].find({})],
         )
 
     def _take_nodes(self, records: Sequence[NodeRecord]) -> None:
@@ -193,18 +208,44 @@ class VolumeMap:
             self._retired.append(self.nodes.pop(id))
 
     def _count(self) -> None:
-        """The nodes' figures anew, from the volumes (VO3)."""
+        """The nodes' figures anew, from the volumes (VO3), and which volume takes what."""
         for node in self.nodes.values():
             node.chunks = node.bytes = 0
+        self._shelves.clear()
         for volume in self._volumes.values():
-            volume.nodes = tuple(self.nodes[id] for id in volume.record.nodes if id in self.nodes)
+            record = volume.record
+            volume.nodes = tuple(self.nodes[id] for id in record.nodes if id in self.nodes)
             for node in volume.nodes:
                 node.chunks += volume.chunks
                 node.bytes += volume.bytes
+            if record.state == "writable" and record.nodes and len(volume.nodes) == len(record.nodes):
+                volume.whole = satisfies(record.code, [place_of(node.record) for node in volume.nodes])
+                self._shelves.setdefault(Shelf(record.code, record.own), []).append(volume)
+
+    def shelf(self, shelf: Shelf) -> Sequence[Volume]:
+        """The writable volumes for these chunks, all of whose nodes are known here; whether they answer or not."""
+        return self._shelves.get(shelf, ())
+
+    def takers(self) -> list[Node]:
+        """The nodes that take new chunks now."""
+        nodes = self.nodes.values()
+        return [node for node in nodes if standing(node, nodes, self.options)[0] is Standing.TAKES]
+
+    def tell(self) -> None:
+        """Nodes or volumes are not what they were."""
+        self.version += 1
+        self._changed.set()
+        self._changed = trio.Event()
+
+    def change(self) -> trio.Event:
+        """Set at the next tell()."""
+        return self._changed
 
     async def poll_forever(self) -> None:
         """Look again and again; a node that does not answer holds nobody up."""
         async with trio.open_nursery() as nursery:
+            if self._session is not None:
+                nursery.start_soon(self.epochs.run_forever, self._acknowledge)
             while True:
                 try:
                     await self.look()
@@ -214,9 +255,16 @@ class VolumeMap:
                     log.exception("bug in FlakeFS while looking at nodes and volumes")
                 now = trio.current_time()
                 for node in list(self.nodes.values()):
-                    if node.probing is None and self._due(node, now):
+                    due = node.problem or node.written_since_look > DISK_BYTES or now >= node.next_disk_look
+                    if node.probing is None and due:
                         nursery.start_soon(self._probe_alive, node)
                 await trio.sleep(self.options.poll_seconds)
+
+    async def _acknowledge(self, epoch: int) -> None:
+        """VO4."""
+        sessions = self._database.get_collection(SESSIONS, write_concern=WriteConcern("majority"))
+        update = {"$set": {MAP: Int64(epoch)}}
+        await self._metadata.run(lambda: sessions.update_one({"_id": self._session}, update))
 
     async def _probe_alive(self, node: Node) -> None:
         try:
@@ -224,34 +272,33 @@ class VolumeMap:
         except Exception:
             log.exception("bug in FlakeFS while asking %s", node.title)
 
-    def _due(self, node: Node, now: float) -> bool:
-        if node.problem or node.written_since_look > DISK_BYTES or now >= node.next_disk_look:
-            return True
-        return self._writable and self._lacks_volume(node)
-
     async def probe(self, node: Node) -> None:
-        """Ask a node how it is, and give it a volume when it lacks one. Its `problem` says what came of it."""
+        """Ask a node how it is. Its `problem` says what came of it."""
         if node.probing is not None:
             await node.probing.wait()
             return
         done = node.probing = trio.Event()
         written = node.written_since_look
+        deadline = node.door.deadline_seconds
+        if len(self.nodes) > 1:  # others may do instead, and somebody may be waiting to hear of them
+            deadline = min(deadline, self.options.node_patience_seconds)
         try:
-            disk = await node.probe()
+            disk = await node.probe(deadline)
             if node.problem is not None:
                 log.info("%s answers again", node.title)
             node.problem = None
+            node.confirmed = False
             node.disk = disk
             node.written_since_look -= written
             node.next_disk_look = trio.current_time() + DISK_SECONDS
-            if self._writable and self._lacks_volume(node):
-                await self._give_volume(node)
         except FlakeError as error:
+            node.confirmed = True
             self.suspect(node, error)
         finally:
             node.asked = True
             node.probing = None
             done.set()
+            self.tell()
 
     async def look_at_all(self) -> None:
         """Documents and all nodes, now; returns when every node answered or failed to."""
@@ -265,6 +312,7 @@ class VolumeMap:
         if node.problem is None:
             log.info("%s takes no new chunks until it answers: %s", node.title, error)
         node.suspect(error)
+        self.tell()
 
     async def close(self) -> None:
         """End all connections."""
@@ -274,40 +322,6 @@ class VolumeMap:
                 node.door.close()
 
         await trio.to_thread.run_sync(close_sync)
-
-    # -- making volumes --
-
-    def _current(self, node: Node) -> Volume | None:
-        """The newest writable volume that lies on this node alone."""
-        mine = [
-            v for v in self._volumes.values() if v.record.nodes == (node.record.id,) and v.record.state == "writable"
-        ]
-        return max(mine, key=lambda volume: volume.record.id, default=None)
-
-    def _lacks_volume(self, node: Node) -> bool:
-        if node.record.state != "active" or node.disk is None or why_full(node, self.nodes.values(), self.options):
-            return False
-        current = self._current(node)
-        return current is None or current.bytes >= self.options.volume_max_bytes
-
-    async def _give_volume(self, node: Node) -> None:
-        """VO1, then seal what is full."""
-        full = self._current(node)
-
-        def make_sync() -> VolumeRecord:
-            id = next_number(self._metadata, self._database.name, "volume")
-            record = VolumeRecord(id=id, nodes=(node.record.id,), created=time.time_ns())
-            name = volume_collection(self._format.uuid, id)
-            node.door.run_sync(lambda: node.create_volume_sync(name))
-            volumes = self._database.get_collection(VOLUMES, write_concern=DURABLE)
-            volumes.insert_one(record.document())
-            if full is not None:
-                volumes.update_one({"_id": full.record.id, "state": "writable"}, {"$set": {"state": "sealed"}})
-            return record
-
-        record = await self._metadata.run(make_sync)
-        log.debug("%s got volume %d", node.title, record.id)
-        await self.look()
 
     # -- where chunks are --
 

@@ -1,8 +1,8 @@
-"""Storing blocks: hash, look up, encode, insert.
+"""Storing blocks: what has to be written, and where, until it is.
 
 Purpose
     `store` gives blocks their refs. A batch costs one thread hop for the hashes (none when it is small) and one for
-    each volume that takes part: there the index is asked, and what it does not know is encoded and inserted.
+    each volume of one copy that takes part (engine.inserting).
 
 Invariants
     WR1  A block is pinned before its hash is looked up and has its pin until it is settled, or lost it with an error.
@@ -10,33 +10,32 @@ Invariants
     WR3  An insert that failed counts as unknown: its chunks are written again under new keys. Bytes that it may have
          left are deleted if that is possible, else they are a leak.
     WR4  When a store() ends, in whatever way, no entry is left BUSY on its behalf.
+    WR5  A failed replica costs no error while other nodes can take the chunks: they go to another volume, as a whole.
 
 Concurrency
-    Any number of store() at once. Between the hash and the pins, and between the end of a thread's work and its entry
-    in the table, there is no await. A cancelled store() ends after the calls that are under way.
+    Any number of store() at once. Between the hash and the pins, between a plan and its ticket, and between the end of
+    the inserts and their entry in the table, there is no await. A cancelled store() ends after the calls that are under
+    way.
 
 Not here
-    The states of a chunk (engine.table), durability (engine.barrier), where chunks go (engine.placement).
+    The states of a chunk (engine.table), durability (engine.barrier), where chunks go (engine.placement), what one
+    volume is sent (engine.inserting).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
 
 import trio
-from bson.binary import Binary
-from bson.objectid import ObjectId
-from pymongo.read_concern import ReadConcern
 
-from flakefs.engine.nodes import Node
+from flakefs.engine.growing import Grower
+from flakefs.engine.inserting import Inserter, Item, Outcome
 from flakefs.engine.placement import Placement
-from flakefs.engine.table import BUSY, Entry, Places, Table
+from flakefs.engine.table import BUSY, Entry, Table
+from flakefs.engine.topology import Shelf
 from flakefs.engine.volumes import Volume, VolumeMap
 from flakefs.errors import FlakeError, Unavailable
-from flakefs.format.codec import encode
-from flakefs.format.documents import CHUNKS, Document, chunk_document, read_index
-from flakefs.format.hashing import chunk_hash
+from flakefs.format.hashing import chunk_hash, chunk_name
 from flakefs.mongo.door import Door
 from flakefs.values import Block, ChunkRef
 
@@ -44,14 +43,14 @@ INLINE_HASH_BYTES = 128 * 1024
 """Hashed on the trio thread up to this size: 20 us, where a hop costs 80."""
 RUN_BYTES = 1024 * 1024
 """Blocks that follow each other go to one volume up to this sum, so that small ones share an insert."""
-MESSAGE_BYTES = 32 * 1024 * 1024
-"""Documents of one insert; the server takes 48 MB."""
 PATIENCE = 2.0
 """A store() or harden() begins no further try after this many deadlines."""
-
-
 RETRY_SECONDS = 0.1
 """Between two questions whether any node is back; when none is after a deadline, that is the answer."""
+
+
+Plan = list[tuple[Volume, list[Item]]]
+"""Volumes and what each shall take."""
 
 
 class Flight:
@@ -64,20 +63,6 @@ class Flight:
         self.error: FlakeError | None = None
 
 
-class Item:
-    """A claimed entry on its way."""
-
-    __slots__ = ("codec", "data", "entry", "found", "key", "stored")
-
-    def __init__(self, entry: Entry, data: bytes | bytearray) -> None:
-        self.entry = entry
-        self.data = data
-        self.found: tuple[ChunkRef, int] | None = None
-        self.codec = ""
-        self.stored: bytes | None = None
-        self.key = b""
-
-
 class Writer:
     def __init__(
         self,
@@ -87,17 +72,17 @@ class Writer:
         table: Table,
         map: VolumeMap,
         placement: Placement,
+        grower: Grower,
         discard: Callable[[ChunkRef], None],
     ) -> None:
         # Dependencies
-        self._metadata = metadata
         self._table = table
         self._map = map
         self._placement = placement
+        self._grower = grower
         self._discard = discard
+        self._inserter = Inserter(metadata, database, codec, map.options, placement)
         # Constant after construction
-        self._codec = codec
-        self._index = metadata.client[database].get_collection(CHUNKS, read_concern=ReadConcern("majority"))
         self._hashers = trio.CapacityLimiter(map.options.threads)
         # Mutable; changed only between awaits
         self._taken: dict[Block, Flight] = {}
@@ -151,11 +136,11 @@ class Writer:
             self._taken[block] = flight
         items: list[Item] = []
         try:
-            hashes = await self._hashes(blocks)
-            for block, content_hash in zip(blocks, hashes, strict=True):  # no await until all are pinned (WR1)
+            names = await self._names(blocks)
+            for block, name in zip(blocks, names, strict=True):  # no await until all are pinned (WR1)
                 if block not in wanted:
                     continue
-                entry, claimed = self._table.pin(block, content_hash)
+                entry, claimed = self._table.pin(block, name)
                 if claimed:
                     assert block.data is not None
                     entry.owner = flight
@@ -200,11 +185,13 @@ class Writer:
                 del self._taken[block]
         flight.done.set()
 
-    async def _hashes(self, blocks: Sequence[Block]) -> list[bytes]:
+    async def _names(self, blocks: Sequence[Block]) -> list[bytes]:
         contents = [block.data for block in blocks if block.data is not None]
         if sum(map(len, contents)) <= INLINE_HASH_BYTES:
-            return [chunk_hash(content) for content in contents]
-        return await trio.to_thread.run_sync(lambda: [chunk_hash(c) for c in contents], limiter=self._hashers)
+            hashes = [chunk_hash(content) for content in contents]
+        else:
+            hashes = await trio.to_thread.run_sync(lambda: [chunk_hash(c) for c in contents], limiter=self._hashers)
+        return [chunk_name(content_hash, block.code) for content_hash, block in zip(hashes, blocks, strict=True)]
 
     # -- rounds --
 
@@ -216,49 +203,71 @@ class Writer:
         while items:
             if failure is not None and trio.current_time() > begun + PATIENCE * deadline:
                 raise failure
-            plan = self._plan(items, excluded)
+            plan: Plan | FlakeError | None = self._plan(items, excluded)
             if plan is None:
-                await self._map.look_at_all()
-                excluded.clear()  # whoever answers now may be tried again
-                plan = self._plan(items, excluded)
-            if plan is None:
-                nobody = self._placement.nobody()
-                if not isinstance(nobody, Unavailable) or trio.current_time() > begun + deadline:
-                    raise nobody
+                plan = await self._plan_anew(items, excluded)
+            if isinstance(plan, FlakeError):
+                if not isinstance(plan, Unavailable) or trio.current_time() > begun + deadline:
+                    raise plan
                 await trio.sleep(RETRY_SECONDS)  # a node that restarts breaks connections before it answers again
                 continue
-            outcomes: list[Outcome] = []
-            if len(plan) == 1:
-                await self._go(outcomes, *plan[0], look_up, journaled)
-            else:
-                async with trio.open_nursery() as nursery:
-                    for volume, share in plan:
-                        nursery.start_soon(self._go, outcomes, volume, share, look_up, journaled)
+            ticket = self._map.epochs.begin()
+            try:
+                outcomes = await self._carry_out(plan, look_up, journaled)
+            finally:
+                self._map.epochs.end(ticket)
             for outcome in outcomes:
-                if outcome.error is None:
-                    continue
-                if outcome.node is None:
+                if outcome.error is not None:
                     raise outcome.error
-                failure = outcome.error
-                excluded.add(outcome.volume)
-                self._map.suspect(outcome.node, failure)
+                if outcome.places is None:
+                    excluded.add(outcome.volume)
+                for node, failure in outcome.failed:
+                    self._map.suspect(node, failure)
             items = [item for item in items if item.entry.state is BUSY]
 
-    def _plan(self, items: Iterable[Item], excluded: set[int]) -> list[tuple[Volume, list[Item]]] | None:
-        """Volumes and what each shall take, reserved there; None when nobody takes chunks."""
+    async def _plan_anew(self, items: Sequence[Item], excluded: set[int]) -> Plan | FlakeError:
+        """After a look for nodes and volumes, all of them; the reason when there still is no plan."""
+        shelves = {self._placement.shelf_of(item.entry.hash) for item in items}
+
+        def possible() -> bool:
+            return all(self._placement.choose(shelf, 1, excluded) is not None for shelf in shelves)
+
+        await self._grower.provide(shelves, possible)
+        plan = self._plan(items, excluded)
+        if plan is None:
+            excluded.clear()  # whoever answers now may be tried again
+            plan = self._plan(items, excluded)
+        if plan is not None:
+            return plan
+        lacking = next(shelf for shelf in shelves if self._placement.choose(shelf, 1, ()) is None)
+        return self._placement.nobody(lacking, self._grower.failure)
+
+    async def _carry_out(self, plan: Plan, look_up: bool, journaled: bool) -> list[Outcome]:
+        outcomes: list[Outcome] = []
+        if len(plan) == 1:
+            await self._go(outcomes, *plan[0], look_up, journaled)
+        else:
+            async with trio.open_nursery() as nursery:
+                for volume, share in plan:
+                    nursery.start_soon(self._go, outcomes, volume, share, look_up, journaled)
+        return outcomes
+
+    def _plan(self, items: Iterable[Item], excluded: set[int]) -> Plan | None:
+        """Volumes and what each shall take, reserved there; None when nobody takes some of them."""
         shares: dict[Volume, list[Item]] = {}
-        volume: Volume | None = None
-        run = 0
+        current: dict[Shelf, tuple[Volume, int]] = {}
         for item in items:
             size = len(item.data)
+            shelf = self._placement.shelf_of(item.entry.hash)
+            volume, run = current.get(shelf, (None, 0))
             if volume is None or run + size > RUN_BYTES:
-                volume = self._placement.choose(size, excluded)
+                volume = self._placement.choose(shelf, size, excluded)
                 run = 0
                 if volume is None:
                     for taker, share in shares.items():
                         self._reserve(taker, share, -1)
                     return None
-            run += size
+            current[shelf] = volume, run + size
             shares.setdefault(volume, []).append(item)
             self._reserve(volume, (item,), 1)
         return list(shares.items())
@@ -270,22 +279,22 @@ class Writer:
         self, outcomes: list[Outcome], volume: Volume, share: list[Item], look_up: bool, journaled: bool
     ) -> None:
         """One try with one volume; never raises a FlakeError, for the sake of nurseries."""
+        outcome = Outcome(volume.record.id)  # what is known when it is cancelled
         try:
-            outcome = await trio.to_thread.run_sync(
-                self._try_sync, volume, volume.nodes, share, look_up, journaled, limiter=volume.nodes[0].writers
-            )
-            self._apply(volume, share, outcome, journaled)
+            outcome = await self._inserter.insert(volume, share, look_up=look_up, journaled=journaled)
             outcomes.append(outcome)
         finally:
+            self._apply(volume, share, outcome, journaled)
             self._reserve(volume, share, -1)
 
     def _apply(self, volume: Volume, share: Sequence[Item], outcome: Outcome, journaled: bool) -> None:
-        """Tell the table; no await since the thread ended."""
+        """Tell the table; no await since the last thread ended."""
         for item in share:
             entry = item.entry
             if item.found is None and outcome.places is None:
                 if item.key:  # WR3
                     self._discard(ChunkRef(entry.hash, volume.record.id, item.key, len(item.data)))
+                    item.key = b""
                 continue
             for block in entry.blocks:
                 self._taken.pop(block, None)
@@ -301,69 +310,3 @@ class Writer:
                 self._table.written(entry, ref, len(item.stored), outcome.places)
                 if journaled:
                     self._table.hardened(entry)
-
-    # -- in worker threads --
-
-    def _try_sync(
-        self, volume: Volume, nodes: Sequence[Node], share: list[Item], look_up: bool, journaled: bool
-    ) -> Outcome:
-        id = volume.record.id
-        missing = share
-        if look_up:
-            try:
-                missing = self._metadata.run_sync(lambda: self._look_up_sync(share))
-            except FlakeError as error:
-                return Outcome(id, None, None, error)
-        for item in missing:
-            if item.stored is None:
-                item.data = bytes(item.data)
-                item.codec, item.stored = encode(item.data, self._codec)
-            item.key = ObjectId().binary
-        places: list[tuple[int, bytes]] = []
-        for node in nodes if missing else ():
-            processes = set()
-            for documents in _messages(missing):
-                try:
-                    processes.add(node.insert_sync(volume.collection, documents, journaled=journaled))
-                except FlakeError as error:
-                    return Outcome(id, None, node, error)
-            # several processes: one of them has ended, so nothing of this is proven (ND2)
-            places.append((node.record.id, processes.pop() if len(processes) == 1 else b""))
-        return Outcome(id, tuple(places), None, None)
-
-    def _look_up_sync(self, share: list[Item]) -> list[Item]:
-        """Set `found` of what the index knows; the rest."""
-        wanted = [item for item in share if item.found is None and not item.key]  # not tried before
-        by_hash = {item.entry.hash: item for item in wanted}
-        hashes = [Binary(content_hash) for content_hash in by_hash]
-        if hashes:
-            for document in self._index.find({"_id": {"$in": hashes}}, batch_size=len(hashes) + 1):
-                record = read_index(document)
-                by_hash[record.ref.hash].found = record.ref, record.stored_bytes
-        return [item for item in share if item.found is None]
-
-
-class Outcome(NamedTuple):
-    """What became of one try with one volume."""
-
-    volume: int
-    places: Places | None
-    """Where all that was not found has been inserted; None when that failed."""
-    node: Node | None
-    """The one that failed; None when the index could not be asked."""
-    error: FlakeError | None
-
-
-def _messages(items: Iterable[Item]) -> Iterator[list[Document]]:
-    """Chunk documents, as many together as fit one message."""
-    documents: list[Document] = []
-    size = 0
-    for item in items:
-        assert item.stored is not None
-        if documents and size + len(item.stored) > MESSAGE_BYTES:
-            yield documents
-            documents, size = [], 0
-        documents.append(chunk_document(item.key, item.entry.hash, item.codec, item.stored))
-        size += len(item.stored)
-    if documents:
-        yield documents

@@ -71,6 +71,12 @@ def choose(code: str, main: Place, others: Iterable[Place], weight: Callable[[Pl
 
     The lightest come first; a place on a server that holds no copy yet goes before one on a server that does.
     """
+    chosen = choose_most(code, main, others, weight)
+    return chosen if len(chosen) == copies(code) else None
+
+
+def choose_most(code: str, main: Place, others: Iterable[Place], weight: Callable[[Place], float]) -> list[Place]:
+    """The same, with as many copies as there are places for."""
     chosen = [main]
     servers = {main.server}
     far, near, here = map(int, code)
@@ -83,9 +89,9 @@ def choose(code: str, main: Place, others: Iterable[Place], weight: Callable[[Pl
     )
     for count, fits, group_of in steps:
         candidates = [place for place in left if fits(place)]
-        for _ in range(count):
+        for _ in range(min(count, len(candidates))):
             if not candidates:
-                return None
+                break
             best = min(candidates, key=lambda place: (place.server in servers, weight(place), place.node))
             chosen.append(best)
             servers.add(best.server)

@@ -7,7 +7,7 @@ import random
 import pytest
 import trio
 
-from flakefs.engine import reader
+from flakefs.engine import asking
 from flakefs.engine.engine import Engine
 from flakefs.errors import Unavailable
 from flakefs.format.hashing import chunk_hash
@@ -145,7 +145,7 @@ async def test_a_silent_node_lets_one_read_wait(private_world: World, monkeypatc
         one, two = await world.keep(engine, [fresh(), fresh()])
         node = engine._map.nodes[1]
         asked = []
-        monkeypatch.setattr(reader, "SILENT_SECONDS", 3600.0)
+        monkeypatch.setattr(asking, "SILENT_SECONDS", 3600.0)
         monkeypatch.setattr(node, "read_sync", lambda *call, read=node.read_sync: (asked.append(call), read(*call))[1])
         world.node_servers[1].pause()
         try:

@@ -308,7 +308,7 @@ class Slow:
 @pytest.fixture
 async def slow(new_fresh: NewFresh, monkeypatch: pytest.MonkeyPatch) -> Any:
     """With one committed file, "a", whose chunk looks old."""
-    monkeypatch.setattr("flakefs.engine.writer.ObjectId", aged)
+    monkeypatch.setattr("flakefs.engine.inserting.ObjectId", aged)
     fresh = new_fresh(namespace=CALM)
     async with fresh.open(kind="mount") as stack:
         slow = Slow(stack, fresh, monkeypatch)
