@@ -9,6 +9,8 @@ Invariants
     AD3  A node id is given once, whatever becomes of the node.
     AD4  A database holds at most one node of a file system: its marker says which, and is written before the node's
          document. Several file systems may share it.
+    AD5  The replication code is the only field of the format document that ever changes, and a code that the nodes
+         cannot keep is taken only by force.
 
 Concurrency
     Synchronous; several processes may run these at once, the markers and counters decide.
@@ -32,6 +34,8 @@ from pymongo.write_concern import WriteConcern
 
 from flakefs.engine.numbers import FIRST, next_number
 from flakefs.engine.sweep import node_door, stored_volumes
+from flakefs.engine.topology import place_of
+from flakefs.engine.volumes import MAP
 from flakefs.errors import AlreadyFormatted, FlakeError, NotFormatted, UsageError
 from flakefs.format.codec import CODECS
 from flakefs.format.documents import (
@@ -44,6 +48,7 @@ from flakefs.format.documents import (
     Document,
     volume_collection,
 )
+from flakefs.format.placement import CODE_DEFAULT, check_code, why_not
 from flakefs.format.records import (
     NODE_STATES,
     FormatRecord,
@@ -60,12 +65,14 @@ from flakefs.mongo.secrets import refuse_clear_secret
 
 __all__ = [
     "add_node",
+    "check_replication",
     "create_filesystem",
     "list_nodes",
     "list_volumes",
     "next_number",
     "read_filesystem",
     "set_node",
+    "set_replication",
 ]
 
 log = logging.getLogger(__name__)
@@ -99,16 +106,24 @@ def create_filesystem(
     resolve: Resolve,
     prepare: Callable[[Database[Document]], None] | None = None,
     force: bool = False,
+    replication: str = CODE_DEFAULT,
 ) -> FormatRecord:
     """Make an empty file system with one node; with *force*, in place of the one that is there.
 
+    *replication*: one that a single node cannot keep is for who adds the others right away (set_replication checks).
     *prepare* makes collections, indexes and the root inode of the namespace.
     """
     if not valid_chunk_size(chunk_size):
         raise UsageError(f"the chunk size must be a power of two from 64 KiB to 8 MiB, not {chunk_size} bytes")
     if codec not in CODECS:
         raise UsageError(f"there is no codec {codec!r}; choose one of {', '.join(CODECS)}")
-    record = FormatRecord(uuid=str(uuids.uuid4()), chunk_size=chunk_size, codec=codec, created=time.time_ns())
+    record = FormatRecord(
+        uuid=str(uuids.uuid4()),
+        chunk_size=chunk_size,
+        codec=codec,
+        created=time.time_ns(),
+        replication=check_code(replication),
+    )
     node = NodeRecord(id=FIRST, uri=first_node_uri, database=first_node_database, added=record.created)
     refuse_clear_secret(node.uri)
     _check_node(node, resolve)
@@ -186,6 +201,32 @@ def _drop_volumes(node: NodeRecord, uuid: str, resolve: Resolve) -> None:
             door.run_sync(lambda: drop_sync(door.client[node.database], volumes))
     except FlakeError as error:
         log.warning("the old chunks on node %d could not be dropped: %s", node.id, error)
+
+
+# -- replication --
+
+
+def check_replication(metadata: Door, database: str, code: str) -> None:
+    """Raise UsageError when *code* is none, or the active nodes, whether they answer or not, cannot keep it."""
+    check_code(code)
+    active = [node for node in list_nodes(metadata, database) if node.state == "active"]
+    problem = why_not(code, map(place_of, active))
+    if problem is not None:
+        raise UsageError(f"{problem}; add nodes with flakefs nodes add, or choose another code")
+
+
+def set_replication(metadata: Door, database: str, code: str, force: bool = False) -> None:
+    """Change the code of what is stored from now on, by files that ask for no other (AD5).
+
+    Running mounts follow within a moment; volumes that are there get their further copies by repair.
+    """
+    read_filesystem(metadata, database)
+    check_code(code)
+    if not force:
+        check_replication(metadata, database, code)
+    formats = metadata.client[database].get_collection(FORMAT, write_concern=DURABLE)
+    metadata.run_sync(lambda: formats.update_one({"_id": "format"}, {"$set": {"replication": code}}))
+    next_number(metadata, database, MAP)
 
 
 # -- nodes --
