@@ -39,8 +39,9 @@ from flakefs.errors import (
 )
 from flakefs.format.documents import INODES, LinkRecord, read_link
 from flakefs.format.names import checked
+from flakefs.namespace.bindings import cookie_at, enter, leave
 from flakefs.namespace.cache import Cache, Place
-from flakefs.namespace.entries import Entries, cookie_at, enter, leave
+from flakefs.namespace.entries import Entries
 from flakefs.namespace.inode import UNKNOWN, Inode, Link, Unknown
 from flakefs.namespace.maps import FileMap
 from flakefs.namespace.numbers import Numbers
@@ -254,9 +255,12 @@ class Changes:
         assert home.entries is not None
         return link.gone or link.ino != inode.ino or home.entries.get(link.name) is not link
 
-    async def find_heir(self, inode: Inode) -> Heir:
-        """One of the further links of *inode*; may be outdated when the caller looks."""
+    async def find_heir(self, inode: Inode) -> Heir | None:
+        """One of the further links of *inode*; may be outdated when the caller looks. None: there was none, because
+        somebody else has removed it; the inode was read again.
+        """
         cache = self.cache
+        version = inode.version
         ours: list[Int64] = []
         for links in (cache.dirty_links, cache.flying_links):
             for link in list(links.values()):
@@ -276,9 +280,13 @@ class Changes:
                     return entry, home
             if len(records) < HEIRS:
                 break
-        if not any(link.ino == inode.ino for link in (*cache.dirty_links.values(), *cache.flying_links.values())):
+        if any(link.ino == inode.ino for link in (*cache.dirty_links.values(), *cache.flying_links.values())):
+            return None
+        if cache.shared:
+            await self.entries.reread(inode)
+        if inode.version == version and inode.nlink > 1 and not (cache.shared and (inode.dirty or inode.flying)):
             raise Damaged(f"inode {inode.ino} claims {inode.nlink} names, but only one is there: run fsck")
-        return await self.find_heir(inode)
+        return None
 
     def drop_name(self, parent: Inode, name: bytes, inode: Inode, heir: Heir | None, now: int) -> None:
         """Take *name* off a file. The caller marks *parent*."""

@@ -21,8 +21,8 @@ from time import monotonic
 from typing import Any, Protocol
 
 from flakefs.format.news import CONTENT, GONE, BindingNews, News, decode_news
+from flakefs.namespace.bindings import enter, forget_name, leave
 from flakefs.namespace.cache import STALE, Cache, Place
-from flakefs.namespace.entries import enter, forget_name, leave
 from flakefs.namespace.inode import Inode, Link
 
 RECENT_SECONDS = 30.0

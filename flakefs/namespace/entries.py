@@ -7,6 +7,8 @@ Invariants
         and removed meanwhile: a cookie is abs(document id), and a name keeps its cookie when its document changes.
     E4  An answer that was asked for before something in the folder was forgotten (`doubts`) may be older than what it
         was forgotten for: it says nothing about names.
+    E5  Nobody waits for others to stop changing things: what is not known after some attempts is read at one moment
+        (a name), or page by page like that of a large folder (a listing).
 
 Concurrency
     Belongs to the trio thread. A folder is loaded by one task at a time; the others wait for it.
@@ -20,17 +22,27 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable
 from operator import itemgetter
+from time import monotonic
 from typing import Any
 
 import trio
 from bson.int64 import Int64
 
-from flakefs.errors import Damaged, NotDirectory
+from flakefs.errors import Damaged, NotDirectory, Unavailable
 from flakefs.format.documents import INODES, InodeRecord, LinkRecord
 from flakefs.format.names import to_stored
-from flakefs.namespace.cache import Cache
-from flakefs.namespace.folders import Record, at_one_moment, look_up, read_folder, read_page, read_record
-from flakefs.namespace.inode import UNKNOWN, Entry, Inode, Link, Unknown, cookie_of
+from flakefs.namespace.bindings import forget_name, has_moved, known_id, learn
+from flakefs.namespace.cache import STALE, Cache
+from flakefs.namespace.folders import (
+    Record,
+    at_one_moment,
+    look_up,
+    read_folder,
+    read_name,
+    read_page,
+    read_record,
+)
+from flakefs.namespace.inode import UNKNOWN, Inode, Link, Unknown, cookie_of
 from flakefs.namespace.options import LISTING_MAX, LOOKUP_LOADS
 
 Named = tuple[tuple[Inode, bytes], ...]
@@ -39,6 +51,10 @@ Page = list[tuple[int, bytes, int]]
 """(cookie, name, ino)"""
 
 WAKE_SECONDS = 0.01
+LOOKS = 20
+"""How often a look-up starts again because somebody else has changed something, until it is answered as E5 says."""
+LOADS = 5
+"""How often a folder is loaded for one question in vain, for the same reason."""
 
 _COOKIE = itemgetter(0)
 _MISSING = object()
@@ -70,11 +86,44 @@ class Entries:
 
     async def child(self, parent: Inode, name: bytes) -> Inode | None:
         """The inode of that name, or None. Waits only when memory does not know."""
-        while True:
+        for _ in range(LOOKS):
             found = self.peek_child(parent, name)
             if not isinstance(found, Unknown):
                 return found
             _held = await self._look(parent, name)  # held, so that the smallest cache has them at the next look
+        end = monotonic() + self.cache.options.error_timeout_seconds
+        while monotonic() < end:
+            found = self.peek_child(parent, name)
+            if isinstance(found, Unknown):
+                found = await self._child_now(parent, name)
+            if not isinstance(found, Unknown):
+                return found
+        raise Unavailable(f"other sessions keep changing what {name!r} in folder {parent.ino} leads to: try again")
+
+    async def _child_now(self, parent: Inode, name: bytes) -> Inode | Unknown | None:
+        """The same as it is stored at this moment (E5). UNKNOWN: it is changed here, or was meanwhile."""
+        cache = self.cache
+        place = (parent.ino, name)
+        with cache.loading() as touched:
+            record, target = await cache.read(lambda db: at_one_moment(db, lambda m: read_name(db, *place, m)))
+            if place in touched or place in cache.changing:
+                return UNKNOWN
+            forget_name(parent, name)
+            if record is None:
+                return None
+            if target is None:
+                raise _leads_nowhere(parent, name, record.ino)
+            learn(parent, name, record)
+            return cache.adopt(target, touched) or UNKNOWN
+
+    async def reread(self, inode: Inode) -> None:
+        """Somebody else has changed it. What is changed here, too, is read again when its commit meets its guard."""
+        if inode.dirty or inode.flying:
+            self.cache.wake()
+            await trio.sleep(WAKE_SECONDS)
+        else:
+            inode.expires = STALE
+            await self.cache.get(inode.ino)
 
     async def _look(self, parent: Inode, name: bytes) -> list[Inode]:
         """Learn about *name*; what was loaded, to be held until the next look."""
@@ -89,18 +138,15 @@ class Entries:
             inode = cache.peek(ino) if cache.expiring else None
             if inode is not None and has_moved(inode, entry, parent, name):
                 forget_name(parent, name)
-                if inode.dirty or inode.flying:  # it is read again when its commit meets the guard
-                    cache.wake()
-                    await trio.sleep(WAKE_SECONDS)
+                if inode.dirty or inode.flying:
+                    await self.reread(inode)
                 return []
             found, absent = await cache.fetch((ino,))
             if ino in absent and entries.get(name) is entry:
-                if cache.shared:  # it went elsewhere
+                if cache.expiring:  # it went elsewhere
                     forget_name(parent, name)
                     return []
-                raise Damaged(
-                    f"the name {name!r} in folder {parent.ino} leads to inode {ino}, which is not there: run fsck"
-                )
+                raise _leads_nowhere(parent, name, ino)
             return list(found.values())
         if name in entries or parent.complete:
             return []
@@ -142,7 +188,7 @@ class Entries:
                 if place in touched:
                     forget_name(folder, name)
                 elif place not in cache.changing and known_id(folder, name) != result[-1]:
-                    _learn(folder, name, record)
+                    learn(folder, name, record)
                 if isinstance(record, InodeRecord):
                     cache.adopt(record, touched)
         return result
@@ -205,6 +251,7 @@ class Entries:
         held: list[Inode] = []
         lost: set[int] = set()
         ask = limit
+        loads = LOADS
         while True:
             if parent.entries is None:
                 raise NotDirectory(f"{parent.name!r} is not a folder")
@@ -212,7 +259,7 @@ class Entries:
                 await self.cache.get(parent.ino)
             if parent.complete:
                 page = self._page(parent, after, limit, None)
-            elif parent.large:
+            elif parent.large or not loads:
                 page, more, loaded = await self._large_page(parent, after, ask)
                 held += loaded
                 if len(page) < limit and more:  # many of them are gone or known with another cookie
@@ -221,6 +268,7 @@ class Entries:
                 del page[limit:]
             else:
                 held += await self.load(parent)
+                loads -= 1
                 continue
             known = self.cache.known
             result = [(cookie, name, known[ino]) for cookie, name, ino in page if ino in known]
@@ -282,7 +330,7 @@ class Entries:
         return page, more, held
 
     async def is_empty(self, parent: Inode) -> bool | Unknown:
-        """Without names? UNKNOWN: something was loaded, look again."""
+        """Without names? UNKNOWN: something was loaded, look again. False may be wrong in shared mode (E4)."""
         entries = parent.entries
         assert entries is not None
         if any(entry is not None for entry in entries.values()):
@@ -290,91 +338,19 @@ class Entries:
         if parent.complete:
             return True
         if not parent.large:
-            await self.load(parent)
-            return UNKNOWN
+            for _ in range(LOADS):
+                await self.load(parent)
+                if parent.complete or parent.large:
+                    return UNKNOWN
+        doubts = parent.doubts
         page, more, _ = await self._large_page(parent, 0, LOOKUP_LOADS)
         while not page and more:  # all of them are removed here and not yet there
             page, more, _ = await self._large_page(parent, 0, 2 * len(entries) + LOOKUP_LOADS)
-        if not page and not any(entry is not None for entry in entries.values()):
-            parent.complete = True
-        return UNKNOWN if parent.complete else False
+        if page or parent.doubts != doubts or any(entry is not None for entry in (parent.entries or {}).values()):
+            return False
+        parent.complete = True
+        return UNKNOWN
 
 
-# -- changing what memory knows; used by namespace.changes --
-
-
-def enter(parent: Inode, name: bytes, entry: int | Link, cookie: int | None = None) -> None:
-    """*name* leads to *entry* now. *cookie*: where a listing had it until now (E3)."""
-    entries = parent.entries
-    assert entries is not None
-    entries[name] = entry
-    aliases = parent.aliases
-    if aliases is not None:
-        aliases.pop(name, None)
-    at = cookie_of(entry)
-    if cookie is not None and cookie != at:
-        if aliases is None:
-            aliases = parent.aliases = {}
-        aliases[name] = at = cookie
-    order = parent.order
-    if order is not None:
-        if not order or at > order[-1][0]:
-            order.append((at, name))
-        else:
-            parent.order = None
-
-
-def leave(parent: Inode, name: bytes) -> None:
-    """*name* is gone."""
-    entries = parent.entries
-    assert entries is not None
-    if parent.complete:
-        del entries[name]
-    else:
-        entries[name] = None
-    if parent.aliases is not None:
-        parent.aliases.pop(name, None)
-
-
-def has_moved(inode: Inode, entry: Entry, parent: Inode, name: bytes) -> bool:
-    """Does the inode have another place than the entry says, because of another session?"""
-    return isinstance(entry, int) and (inode.parent != parent.ino or inode.name != name)
-
-
-def known_id(folder: Inode, name: bytes) -> int | None:
-    """The id of the document that holds a name, as far as memory knows; 0: there is none, None: unknown."""
-    entries = folder.entries or {}
-    if name not in entries:
-        return 0 if folder.complete else None
-    entry = entries[name]
-    return 0 if entry is None else entry if isinstance(entry, int) else entry.id
-
-
-def _learn(folder: Inode, name: bytes, record: Record | None) -> None:
-    """A query says what *name* leads to."""
-    entries = folder.entries
-    if entries is None:
-        return
-    if isinstance(record, LinkRecord):
-        enter(folder, name, Link(record.id, folder.ino, name, record.ino, record.version))
-    elif record is not None:
-        enter(folder, name, record.ino)
-    elif name in entries:
-        leave(folder, name)
-    elif not folder.complete:
-        entries[name] = None
-
-
-def forget_name(parent: Inode, name: bytes) -> None:
-    """Nothing is known of *name* any more."""
-    if parent.entries is not None:
-        parent.entries.pop(name, None)
-        parent.doubts += 1
-        parent.complete = False
-        parent.order = None
-
-
-def cookie_at(parent: Inode, name: bytes, entry: Entry) -> int:
-    """The cookie that listings show for a name that is there."""
-    assert entry is not None
-    return (parent.aliases or {}).get(name) or cookie_of(entry)
+def _leads_nowhere(parent: Inode, name: bytes, ino: int) -> Damaged:
+    return Damaged(f"the name {name!r} in folder {parent.ino} leads to inode {ino}, which is not there: run fsck")

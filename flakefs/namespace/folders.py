@@ -68,6 +68,20 @@ def look_up(db: Database[Document], ino: int, name: bytes, most: int) -> tuple[b
     return False, [] if document is None else [read_record(document)]
 
 
+def read_name(
+    db: Database[Document], ino: int, name: bytes, moment: ClientSession
+) -> tuple[Record | None, InodeRecord | None]:
+    """The record of that name, and the inode that it leads to."""
+    document = db[INODES].find_one({"p": Int64(ino), "n": to_stored(name)}, session=moment)
+    if document is None:
+        return None, None
+    record = read_record(document)
+    if isinstance(record, InodeRecord):
+        return record, record
+    target = db[INODES].find_one({"_id": Int64(record.ino)}, session=moment)
+    return record, None if target is None else read_inode(target)
+
+
 def read_page(db: Database[Document], ino: int, after: int, limit: int) -> list[Record]:
     """The *limit* records with the smallest abs(_id) > after."""
     up = db[INODES].find({"p": Int64(ino), "_id": {"$gt": Int64(after)}}).sort("_id", 1).limit(limit)

@@ -44,9 +44,10 @@ from flakefs.errors import (
 )
 from flakefs.format.documents import INODES, Document
 from flakefs.format.names import to_stored
+from flakefs.namespace.bindings import known_id
 from flakefs.namespace.cache import STALE, Cache, Place
 from flakefs.namespace.coherence import Coherence
-from flakefs.namespace.entries import Entries, Named, known_id
+from flakefs.namespace.entries import Entries, Named
 from flakefs.namespace.folders import at_one_moment
 from flakefs.namespace.inode import Inode
 from flakefs.namespace.journal import Journal
@@ -74,11 +75,16 @@ class Operations:
         while True:
             try:
                 await self._refresh(names, inodes)
-                result = await operation()
             except Stale as error:
                 if names:
                     raise NotFound(str(error)) from error
                 raise
+            try:
+                result = await operation()
+            except Stale:
+                if not names:
+                    raise
+                self._doubt_folders()  # somebody else has just removed what a name led to
             except InvalidArgument:
                 if above or len(names) < 2:
                     raise

@@ -27,8 +27,8 @@ from flakefs.errors import (
     TooManyLinks,
 )
 from flakefs.format.names import checked
+from flakefs.namespace.bindings import enter, leave
 from flakefs.namespace.changes import Changes, Heir
-from flakefs.namespace.entries import enter, leave
 from flakefs.namespace.inode import Entry, Inode, Link, Unknown
 from flakefs.namespace.options import LINK_MAX
 from flakefs.values import ROOT_INO

@@ -16,6 +16,7 @@ from pymongo import MongoClient
 from flakefs.app.stack import Stack
 from flakefs.errors import Exists, FlakeError
 from flakefs.format.documents import INODES
+from flakefs.namespace.bindings import forget_name
 from flakefs.namespace.commit import transact
 from flakefs.testing.servers import Servers
 from flakefs.testing.stack import Fresh
@@ -251,3 +252,44 @@ async def test_a_name_that_is_taken_and_freed_in_one_group_was_free(
         found = await one.fs.lookup(ROOT_INO, b"a")
         assert found is not None
         assert found.ino == ino
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+async def test_a_further_name_that_somebody_else_removed_is_no_damage(
+    fresh: Fresh, monkeypatch: pytest.MonkeyPatch, replaced: bool
+) -> None:
+    async with two(fresh) as (one, other):
+        ino = await put(one.fs, b"a", b"x")
+        await one.fs.link(ino, ROOT_INO, b"b")
+        await put(one.fs, b"c", b"x")
+        assert await names_of(one) == await names_of(other) == {b"a", b"b", b"c"}
+        monkeypatch.setattr(one.fs.ns.coherence, "take", lambda document: None)
+        await other.fs.unlink(ROOT_INO, b"b")
+        if replaced:
+            await one.fs.rename(ROOT_INO, b"c", ROOT_INO, b"a")
+        else:
+            await one.fs.unlink(ROOT_INO, b"a")
+        await gone(other, b"a" if not replaced else b"c")
+
+
+async def test_a_folder_that_others_keep_changing_is_listed(fresh: Fresh, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with two(fresh) as (one, _):
+        await put(one.fs, b"a", b"x")
+        one.fs.ns.coherence.drop_all()
+        read = one.fs.ns._cache.read
+
+        async def doubted(query: Callable[[Any], T], **options: Any) -> T:
+            try:
+                return await read(query, **options)
+            finally:
+                forget_name(one.fs.ns.root, b"other")
+
+        monkeypatch.setattr(one.fs.ns._cache, "read", doubted)
+        with trio.fail_after(PATIENCE_SECONDS):
+            assert await names_of(one) == {b"a"}
+            found = await one.fs.lookup(ROOT_INO, b"a")
+            assert await one.fs.lookup(ROOT_INO, b"b") is None
+            folder = await one.fs.mkdir(ROOT_INO, b"folder", 0o755, ROOT)
+            await one.fs.rmdir(ROOT_INO, b"folder")
+        assert found is not None
+        assert folder.ino != found.ino
