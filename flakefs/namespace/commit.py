@@ -30,7 +30,6 @@ import bson
 from bson.binary import Binary
 from bson.int64 import Int64
 from bson.raw_bson import RawBSONDocument
-from pymongo import MongoClient
 from pymongo.client_session import ClientSession
 from pymongo.database import Database
 from pymongo.errors import OperationFailure, PyMongoError
@@ -53,14 +52,18 @@ from flakefs.format.documents import (
     segment_id,
 )
 from flakefs.format.names import to_stored
+from flakefs.namespace.cache import FolderChange
 from flakefs.namespace.group import Action, Group, InodeChange, Outcome
 from flakefs.namespace.maps import resolved
 from flakefs.namespace.references import Delta, Plan, plan, write
-from flakefs.namespace.sharing import check_folders, telling
+from flakefs.namespace.sharing import check_folders, named_folders, telling
 from flakefs.values import Block, ChunkRef
 
 BATCH_STATEMENTS = 5_000
 BATCH_BYTES = 8 * 1024 * 1024
+MERGED_MAX = 16
+"""So many new documents of a small group go with its updates as one command. (Servers insert faster than they upsert
+where there are many; where there are few the commands are what costs.)"""
 FEW_EXTENTS = 8
 """An inode with more extents, of which none changed, is updated field by field instead of as a whole."""
 LIST_OF = {"insert": "documents", "update": "updates", "delete": "deletes"}
@@ -82,24 +85,24 @@ def transact(
     for change in group.inodes:
         for segment in change.segments:
             delta.add(segment)
-    client: MongoClient[Document] = session.client
+    db: Database[Document] = session.client[database]
     _abandon(session)
     session.start_transaction(
         read_concern=ReadConcern("local"),
         write_concern=WriteConcern("majority", j=True),
         read_preference=ReadPreference.PRIMARY,
     )
-    attempt = _Attempt(client[database], session)
+    attempt = _Attempt(db, session)
     try:
         if not attempt.claim(epoch, number, held, telling(group, number) if group.shared else None):
             session.abort_transaction()
-            return _already(client[database], group, epoch, number)
-        chunks = plan(client[database], session, delta)
+            return _already(db, group, epoch, number)
+        chunks = plan(db, session, delta)
         if group.exclusive:
             attempt.exclude(epoch)
         attempt.store(group, chunks, epoch)
         if group.shared:
-            check_folders(client[database], session, group)
+            check_folders(db, session, group)
         group.outcome = _outcome(group, delta, chunks, attempt.documents)
         session.commit_transaction()
     except _Transient:
@@ -132,6 +135,7 @@ class _Attempt:
         self._db = db
         self._session = session
         self.documents = 0
+        self._upserted = 0
 
     def claim(self, epoch: int, number: int, held: int, news: Binary | None) -> bool:
         """T1. False: the session is dead, or this commit is through already."""
@@ -152,7 +156,7 @@ class _Attempt:
     def store(self, group: Group, chunks: Plan, epoch: int) -> None:
         deletes: list[Any] = []
         frees: list[Any] = []
-        inserts: list[Any] = []
+        inserts: list[RawBSONDocument] = []
         updates: list[Any] = []
         wanted = _wanted(group)
         for change in group.inodes:
@@ -181,17 +185,16 @@ class _Attempt:
                 changed = {"p": Int64(link.parent), "n": to_stored(link.name), "v": Int64(link.version + 1)}
                 updates.append({"q": guard, "u": {"$set": changed}})
         self.guarded("delete", INODES, deletes)
-        self.guarded("update", INODES, frees)
-        self.guarded("insert", INODES, inserts)
-        self.guarded("update", INODES, updates)
+        updates += (_folder_statement(folder) for folder in named_folders(group))
+        if inserts and len(inserts) <= MERGED_MAX and (frees or updates):
+            added = [{"q": {"_id": document["_id"]}, "u": document, "upsert": True} for document in inserts]
+            self.guarded("update", INODES, [*frees, *added, *updates], new=len(added))
+        else:
+            self.guarded("update", INODES, frees)
+            self.guarded("insert", INODES, inserts)
+            self.guarded("update", INODES, updates)
         self._segments(group, chunks.instead)
         self._orphans(group, epoch)
-        counts = [
-            {"q": {"_id": Int64(folder.inode.ino)}, "u": {"$inc": {"nlink": folder.nlink}}}
-            for folder in group.folders
-            if folder.nlink and folder.alive
-        ]
-        self.guarded("update", INODES, counts)
         write(chunks, self.send)
 
     def _segments(self, group: Group, instead: dict[ChunkRef, ChunkRef]) -> None:
@@ -230,10 +233,11 @@ class _Attempt:
         self.send("delete", ORPHANS, go)
         self.send("insert", ORPHANS, come)
 
-    def guarded(self, kind: str, collection: str, statements: list[Any]) -> None:
-        """Send, and insist that each statement found its document (T2)."""
+    def guarded(self, kind: str, collection: str, statements: list[Any], *, new: int = 0) -> None:
+        """Send, and insist that each statement found its document, but for those of *new* ones (T2)."""
+        before = self._upserted
         matched = self.send(kind, collection, statements)
-        if matched != len(statements):
+        if matched != len(statements) or self._upserted - before != new:
             raise Conflict(
                 f"{len(statements) - matched} documents in {collection} were changed by somebody else meanwhile"
             )
@@ -250,6 +254,7 @@ class _Attempt:
                     raise Conflict(f"somebody else made a document in {collection} first: {error.get('errmsg')}")
                 raise OperationFailure(str(error.get("errmsg")), error.get("code"), error)
             matched += reply["n"]
+            self._upserted += len(reply.get("upserted", ()))
         self.documents += matched
         return matched
 
@@ -296,6 +301,13 @@ def _document(change: InodeChange, instead: dict[ChunkRef, ChunkRef], version: i
     record: InodeRecord = change.record
     extents = resolved(record.extents, instead) if instead else record.extents
     return inode_document(record, extents, version)
+
+
+def _folder_statement(folder: FolderChange) -> Document:
+    """T5: finds the folder only while it has a name. One that changes nothing writes nothing, and so lets the commits
+    of others pass."""
+    change = {"$inc": {"nlink": folder.nlink}} if folder.nlink and folder.alive else {"$unset": {"none": ""}}
+    return {"q": {"_id": Int64(folder.inode.ino), "p": {"$gte": 0}}, "u": change}
 
 
 def _update(change: InodeChange, instead: dict[ChunkRef, ChunkRef], counted: bool) -> Document | RawBSONDocument:

@@ -38,6 +38,7 @@ from flakefs.namespace.inode import Inode
 from flakefs.namespace.options import ContentSide
 from flakefs.namespace.rollback import roll_back
 from flakefs.namespace.sessions import Session
+from flakefs.namespace.tickets import Ticket, Tickets
 from flakefs.values import Block
 
 log = logging.getLogger(__name__)
@@ -51,16 +52,6 @@ TRANSACTION_SECONDS = 30.0
 """Deadline of one attempt; a group of 20,000 documents takes about 2 s."""
 REMIND_SECONDS = 60.0
 """A bug that every attempt meets is logged once, and again after this time."""
-
-
-class Ticket:
-    """An operation that waits for the commit of what it changed."""
-
-    __slots__ = ("lost", "need")
-
-    def __init__(self, need: int) -> None:
-        self.need = need
-        self.lost = False
 
 
 class Journal:
@@ -84,7 +75,7 @@ class Journal:
         self._progress = trio.Event()
         self._flight: dict[Block, None] = {}  # blocks of the running commit
         self._kept: list[set[Block]] = []  # blocks of the last ones
-        self._tickets: set[Ticket] = set()
+        self._tickets = Tickets()
         self.reload: Callable[[list[Inode]], Awaitable[None]]  # set once by whoever builds both
         self.commits = 0
         self.conflicts = 0
@@ -112,38 +103,35 @@ class Journal:
         """J2. Raises StoreError or NoSpace when that cannot be within error_timeout."""
         if self._cache.read_only:
             return
-        need = self._cuts + 1 if self._pending else self._cuts
+        ticket = Ticket(self._cuts + 1 if self._pending else self._cuts)
         await trio.lowlevel.checkpoint()
-        if self._done < need and self._cache.failure is not None:
+        if self._done < ticket.need and self._cache.failure is not None:
             await self._second_chance()
-        while self._done < need:
-            if self._done == self._cuts and not self._pending:
-                return  # what was to be in the next group was taken back (J7): nobody would make one
-            self._raise_failure(need)
-            if self._cuts < need:
-                self.wake()
-            with trio.move_on_after(max(0.0, self._remaining()) + 0.01):
-                await self._progress.wait()
-            self._check_patience()
+        with self._tickets.queued(ticket):
+            while self._done < ticket.need:
+                if self._done == self._cuts and not self._pending:
+                    return  # what was to be in the next group was taken back (J7): nobody would make one
+                await self._wait_for(ticket)
 
     async def commit_changes(self) -> None:
         """The same for an operation in shared mode that has just changed something; raises Conflict when that was
         taken back (J7).
         """
         ticket = Ticket(self._cuts + 1 if self._pending else self._cuts)
-        self._tickets.add(ticket)
-        try:
+        with self._tickets.queued(ticket):
             while self._done < ticket.need and not ticket.lost:
-                self._raise_failure(ticket.need)
-                if self._cuts < ticket.need:
-                    self.wake()
-                with trio.move_on_after(max(0.0, self._remaining()) + 0.01):
-                    await self._progress.wait()
-                self._check_patience()
-        finally:
-            self._tickets.discard(ticket)
+                await self._wait_for(ticket)
         if ticket.lost:
             raise Conflict("another session was first")
+
+    async def _wait_for(self, ticket: Ticket) -> None:
+        """Until there is progress of any kind; raises what commit() would."""
+        self._raise_failure(ticket.need)
+        if self._cuts < ticket.need:
+            self.wake()
+        with trio.move_on_after(max(0.0, self._remaining()) + 0.01):
+            await self._progress.wait()
+        self._check_patience()
 
     async def _second_chance(self) -> None:
         """J4."""
@@ -181,6 +169,7 @@ class Journal:
                         await self._wake.wait()
                     self._wake = trio.Event()
                     self._cache.mark_lazy(older=LAZY_SECONDS)
+                    await self._tickets.gather(self._done, self.commit_seconds)
                     if self._pending:
                         await self._commit_group()
             except Exception as error:
@@ -240,8 +229,7 @@ class Journal:
         """J7."""
         self.conflicts += 1
         lost = roll_back(self._cache, group)
-        for ticket in self._tickets:
-            ticket.lost = ticket.lost or ticket.need >= self._cuts
+        self._tickets.lose(self._cuts)
         self._flight = {}
         pause = PAUSE_FIRST_SECONDS
         while not self._over:
@@ -297,6 +285,7 @@ class Journal:
                 if block.ref in outcome.instead:
                     block.ref = outcome.instead[block.ref]
         self.commits += 1
+        self._tickets.answer(self._done)
         self._done = self._cuts
         self.documents += outcome.documents
         assert self._busy_since is not None

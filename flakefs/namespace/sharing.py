@@ -34,6 +34,7 @@ from flakefs.format.news import (
     News,
     encode_news,
 )
+from flakefs.namespace.cache import FolderChange
 from flakefs.namespace.group import Action, Group, InodeChange, LinkChange
 from flakefs.values import ROOT_INO
 
@@ -70,28 +71,28 @@ def _bindings(group: Group) -> Iterator[BindingNews]:
             yield BindingNews(record.parent, record.name, record[0], record.ino, record.version + 1)
 
 
+def named_folders(group: Group) -> list[FolderChange]:
+    """The folders that have to be there when the group is committed."""
+    removed = {change.record.ino for change in group.inodes if _removes_folder(change)}
+    return [folder for folder in group.folders if folder.inode.ino not in removed]
+
+
+def _removes_folder(change: InodeChange) -> bool:
+    record = change.record
+    return change.action is not Action.INSERT and not record.nlink and stat.S_ISDIR(record.mode)
+
+
 def check_folders(db: Database[Document], session: ClientSession, group: Group) -> None:
-    """Raise Conflict when a folder that gets a name is gone, one that is removed is not empty, or one that was moved
-    lies inside itself (SH2).
-    """
+    """Raise Conflict when a folder that is removed is not empty, or one that was moved lies inside itself (SH2)."""
     inodes = db[INODES]
-    parents = {folder.inode.ino for folder in group.folders}
     removed: list[int] = []
     moved: list[tuple[int, int]] = []
     for change in group.inodes:
         record = change.record
-        if not stat.S_ISDIR(record.mode) or change.action is Action.INSERT:
-            continue
-        if not record.nlink:
+        if _removes_folder(change):
             removed.append(record.ino)
-        elif change.was is not None and change.was[0] != record.parent:
+        elif stat.S_ISDIR(record.mode) and change.was is not None and change.was[0] != record.parent:
             moved.append((record.ino, record.parent))
-    parents.difference_update(removed)
-    if parents:
-        query = {"_id": {"$in": [Int64(ino) for ino in parents]}, "p": {"$gte": 0}}
-        found = {int(document["_id"]) for document in inodes.find(query, {"_id": 1}, session=session)}
-        if found != parents:
-            raise Conflict(f"folders were removed by somebody else meanwhile: {sorted(parents - found)}")
     for ino in removed:
         if inodes.find_one({"p": Int64(ino)}, {"_id": 1}, session=session) is not None:
             raise Conflict(f"somebody else made something in folder {ino} meanwhile")
