@@ -185,7 +185,7 @@ class _Copy:
             document if is_good(document, self._chunk_size) else self._other(source, document) for document in found
         ]
         self._insert(documents)
-        size = sum(len(document.raw) for document in documents)
+        size = sum(map(_stored_bytes, documents))
         self.done.chunks += len(documents)
         self.done.stored_bytes += size
         return len(documents), size
@@ -227,6 +227,14 @@ def _insert(collection: Collection[RawBSONDocument], documents: list[RawBSONDocu
         failed = {entry.get("code") for entry in error.details.get("writeErrors", ())}
         if failed != {DUPLICATE_KEY} or error.details.get("writeConcernErrors"):
             raise
+
+
+def _stored_bytes(document: RawBSONDocument) -> int:
+    """As volumes are counted."""
+    try:
+        return len(document["d"])
+    except (BSONError, KeyError, TypeError):
+        return len(document.raw)
 
 
 def _label(document: RawBSONDocument) -> bytes:

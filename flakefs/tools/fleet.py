@@ -154,8 +154,8 @@ class Fleet:
         """In words, when targets() is empty."""
         code, rest = self.code(volume), set(self.active()) - {source}
         if not rest - set(volume.nodes):
-            others = f"beside those that hold copies of volume {volume.id} already" if len(volume.nodes) > 1 else "left"
-            return f"there is no other active node that answers {others}"
+            beside = f", but for those that hold copies of volume {volume.id} already" if len(volume.nodes) > 1 else ""
+            return f"no other active node answers{beside}"
         if not self._candidates(volume, source):
             return f"no other node has room for volume {volume.id}, which holds {volume.bytes:,} bytes"
         keep = rest | (set(volume.nodes) - {source})
