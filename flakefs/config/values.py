@@ -6,8 +6,8 @@ Purpose
 Invariants
     F1  A value of a wrong type is refused, never guessed: true is no number, "5" is no number, 1 is no switch.
     F2  A field whose name ends in _bytes, or is named capacity, takes bytes as a number or with a unit ("64 MiB").
-    F4  A list of tables becomes a tuple of the dataclass that its field names, each table checked in the same way.
     F3  Numbers are never negative, and fit 63 bits. Narrower ranges are the business of the options class.
+    F4  A list of tables becomes a tuple of the dataclass that its field names, each table checked in the same way.
 """
 
 from __future__ import annotations

@@ -13,6 +13,8 @@ Invariants
         document is there, as "joining", before the first transaction begins.
     L5  A writer that shares begins only when every live writer before it has acknowledged it (`sees` >= its epoch) or
         is dead: from then on all of them commit before they answer. While it waits it acknowledges others.
+    L6  A reader whose user may not write here is not registered (its epoch is UNREGISTERED), and nobody knows of it: a
+        file that others remove while it has it open may lose its content.
 
 Concurrency
     Belongs to the trio thread.
@@ -44,7 +46,7 @@ from pymongo.errors import OperationFailure, PyMongoError
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
-from flakefs.errors import Fenced, FlakeError, HeldElsewhere, Unavailable
+from flakefs.errors import Fenced, FlakeError, HeldElsewhere, Refused, Unavailable
 from flakefs.format.documents import COUNTERS, SESSIONS, Document
 from flakefs.mongo.counters import next_number, raised
 from flakefs.mongo.door import Door
@@ -62,6 +64,9 @@ REGISTER_PAUSE_MAX_SECONDS = 0.5
 JOIN_SECONDS = 60.0
 """So long, and twice the lease, a newcomer waits for those who are there already."""
 JOIN_POLL_SECONDS = 0.02
+
+UNREGISTERED = 0
+NOT_ALLOWED = 13
 
 Watched = dict[int, tuple[Any, float]]
 """Epoch -> (last beat, since when it is the last one, by our clock)."""
@@ -96,6 +101,8 @@ class Session:
 
     async def heartbeat_forever(self) -> None:
         """Say "alive" three times per lease. Returns only when the session was declared dead."""
+        if self.epoch == UNREGISTERED:
+            await trio.sleep_forever()
         while True:
             await trio.sleep(self._lease_seconds / 3)
             try:
@@ -151,8 +158,9 @@ class Session:
 
     async def close(self) -> None:
         """Say "dead". A server that does not answer is left to the lease."""
-        with suppress(FlakeError), trio.CancelScope(shield=True):
-            await self._door.run(self._leave)
+        if self.epoch != UNREGISTERED:
+            with suppress(FlakeError), trio.CancelScope(shield=True):
+                await self._door.run(self._leave)
         self.driver.end_session()
 
     def _beat(self, facts: dict[str, Any], idle: bool, commits: int) -> bool:
@@ -178,14 +186,24 @@ async def open_session(
     lease_seconds: float = 15.0,
 ) -> Session:
     """Register. A writer that does not share raises HeldElsewhere beside a live one, one that does waits until the
-    others know of it (L5).
+    others know of it (L5). Raises Refused when the user may not write, and *writable* asks for it (L6).
     """
     me = identity() | {"kind": kind, "mode": "rw" if writable else "ro", "where": where, "lease": lease_seconds}
     if writable and not shared:
         me["alone"] = True
     driver = metadata.client.start_session()
     me["lsid"] = driver.session_id["id"]
-    epoch = await metadata.run(lambda: _announce(metadata.client[database], me))
+    try:
+        epoch = await metadata.run(lambda: _announce(metadata.client[database], me))
+    except Refused as error:
+        if error.code != NOT_ALLOWED:
+            raise
+        if writable:
+            raise Refused(
+                f"the user of the metadata server may not write into database {database}: mount with -o ro, or give it the "
+                "role readWrite there"
+            ) from error
+        return Session(metadata, database, driver, epoch=UNREGISTERED, writable=False, lease_seconds=lease_seconds)
     try:
         await _admitted(metadata, driver, database, epoch, me)
         session = Session(metadata, database, driver, epoch=epoch, writable=writable, lease_seconds=lease_seconds)
