@@ -200,8 +200,8 @@ async def open_session(
             raise
         if writable:
             raise Refused(
-                f"the user of the metadata server may not write into database {database}: mount with -o ro, or give it the "
-                "role readWrite there"
+                f"the user of the metadata server may not write into database {database}: mount with -o ro, or give it "
+                "the role readWrite there"
             ) from error
         return Session(metadata, database, driver, epoch=UNREGISTERED, writable=False, lease_seconds=lease_seconds)
     try:
