@@ -6,8 +6,8 @@ Purpose
     arguments that has `choose`.
 
 Invariants
-    BL1  Strict: nodes of equal capacity, all taking chunks from the start, end within 10 % of each other in bytes
-         and in chunks.
+    BL1  Strict: nodes of equal capacity, all taking chunks from the start, end within 5 % of each other in bytes and in
+         chunks; nodes of unequal capacity end equally full.
     BL2  Random: every candidate is equally likely.
 
 Concurrency
@@ -30,13 +30,25 @@ GROUP = "flakefs.balancers"
 
 
 class Candidate(NamedTuple):
-    """A volume that could take chunks. Figures are those of its fullest node, what is in flight included."""
+    """A volume that could take chunks. Figures are those of its nodes on average, each against its own capacity, and
+    what is in flight included."""
 
     volume: int
     chunks: int
     bytes: int
     capacity: int
-    """Bytes the node may hold."""
+    """Bytes a node may hold: of the smallest one."""
+
+
+def candidate(volume: int, nodes: Sequence[tuple[int, int, int]]) -> Candidate:
+    """From (chunks, bytes, capacity) of each node."""
+    capacity = max(1, min(capacity for _, _, capacity in nodes))
+    if len(nodes) == 1:
+        return Candidate(volume, nodes[0][0], nodes[0][1], nodes[0][2])
+    scale = [capacity / max(1, own) / len(nodes) for _, _, own in nodes]
+    chunks = sum(chunks * factor for (chunks, _, _), factor in zip(nodes, scale, strict=True))
+    stored = sum(stored * factor for (_, stored, _), factor in zip(nodes, scale, strict=True))
+    return Candidate(volume, round(chunks), round(stored), capacity)
 
 
 class Balancer(Protocol):
@@ -49,7 +61,8 @@ class Strict:
 
     A node has a share of all bytes and a share of all chunks, each against its share of the capacity. A chunk of
     mean size counts both alike; a large one looks more at the bytes, a small one at the count. That is the steepest
-    descent of the sum of squared shares, so both even out, whatever sizes arrive.
+    descent of the sum of squared shares, so both even out, whatever sizes arrive. For a volume of several nodes that is
+    the mean of theirs; the fullest node alone would not do: in a ring of pairs each pair has one of the two fullest.
     """
 
     def choose(self, candidates: Sequence[Candidate], stored_bytes: int) -> Candidate:

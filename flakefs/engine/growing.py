@@ -34,7 +34,7 @@ from pymongo.write_concern import WriteConcern
 from flakefs.engine.nodes import Node
 from flakefs.engine.numbers import next_number
 from flakefs.engine.offers import current_of, is_full, is_main_here
-from flakefs.engine.topology import Shelf, load_of, place_of
+from flakefs.engine.topology import Shelf, capacity_of, load_of, place_of
 from flakefs.engine.volumes import MAP, Volume, VolumeMap
 from flakefs.errors import FlakeError
 from flakefs.format.documents import VOLUMES, volume_collection
@@ -161,7 +161,12 @@ class Grower:
         for shelf in (Shelf(self._map.replication, False), *self._own):
             for volume in self._map.shelf(shelf):
                 volumes.update(volume.record.nodes)
-        return Weight({node.record.id: load_of(node) for node in takers}, volumes)
+        largest = max((capacity_of(node) for node in takers), default=1)
+        return Weight(
+            {node.record.id: load_of(node) for node in takers},
+            {node.record.id: largest / max(1, capacity_of(node)) for node in takers},
+            volumes,
+        )
 
     def _warn(self, shelf: Shelf, copies: int) -> None:
         if shelf not in self._warned:
@@ -236,9 +241,12 @@ class Grower:
 class Weight:
     """How much a node has to bear: the share of its capacity that is taken, and the volumes that it is in."""
 
-    def __init__(self, loads: dict[int, float], volumes: Counter[int]) -> None:
+    def __init__(self, loads: dict[int, float], costs: dict[int, float], volumes: Counter[int]) -> None:
         self._loads = loads
+        self._costs = costs
+        """Of one more volume: more for the small ones."""
         self.volumes = volumes
 
     def __call__(self, place: Place) -> float:
-        return self._loads.get(place.node, 0.0) + PARTNER_WEIGHT * self.volumes[place.node]
+        node = place.node
+        return self._loads[node] + PARTNER_WEIGHT * self._costs[node] * self.volumes[node]

@@ -22,10 +22,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from flakefs.engine.balance import Balancer, Candidate
+from flakefs.engine.balance import Balancer, Candidate, candidate
 from flakefs.engine.nodes import Node
 from flakefs.engine.offers import current_of, is_main_here
-from flakefs.engine.topology import Shelf, Standing, capacity_of, load_of, place_of, standing
+from flakefs.engine.topology import Shelf, Standing, capacity_of, place_of, standing
 from flakefs.engine.volumes import Volume, VolumeMap
 from flakefs.errors import FlakeError, NoSpace, Refused, Unavailable, UsageError
 from flakefs.format.hashing import own_code_of
@@ -61,8 +61,8 @@ class Placement:
                 continue
             volume = current_of(self._map, shelf, node, takers, fewer=fewer, excluded=excluded)
             if volume is not None:
-                fullest = max(volume.nodes, key=load_of)
-                candidates.append(Candidate(volume.record.id, fullest.chunks, fullest.bytes, capacity_of(fullest)))
+                figures = [(node.chunks, node.bytes, capacity_of(node)) for node in volume.nodes]
+                candidates.append(candidate(volume.record.id, figures))
         return candidates
 
     def _fewer(self, shelf: Shelf, takers: Iterable[Node]) -> bool:

@@ -15,9 +15,9 @@ from bson.binary import Binary
 from bson.objectid import ObjectId
 
 from flakefs.engine import Engine, EngineOptions, open_engine
-from flakefs.engine.admin import add_node, create_filesystem
+from flakefs.engine.admin import add_node, create_filesystem, list_volumes
 from flakefs.format.documents import CHUNKS, VOLUMES, IndexRecord, index_document, read_index, volume_collection
-from flakefs.format.records import FormatRecord, NodeRecord
+from flakefs.format.records import FormatRecord, NodeRecord, VolumeRecord
 from flakefs.mongo.clients import connect
 from flakefs.mongo.door import Door
 from flakefs.testing.servers import Servers
@@ -68,11 +68,11 @@ class World:
         return record
 
     @asynccontextmanager
-    async def open(self, *, writable: bool = True, **options: Any) -> AsyncIterator[Engine]:
+    async def open(self, *, writable: bool = True, session: int | None = None, **options: Any) -> AsyncIterator[Engine]:
         """Leaving checks the engine's invariants."""
         chosen = EngineOptions(**{"reserve_bytes": 0, "poll_seconds": 0.05, "deadline_seconds": DEADLINE, **options})
         async with open_engine(
-            self.metadata, self.database, self.format, chosen, resolve=uri_of, writable=writable
+            self.metadata, self.database, self.format, chosen, resolve=uri_of, writable=writable, session=session
         ) as engine:
             yield engine
             engine.check_invariants()
@@ -124,6 +124,15 @@ class World:
             self._clients[server.uri] = server.client()
         return self._clients[server.uri][self.node_databases[node]]
 
+    def volumes(self) -> dict[int, VolumeRecord]:
+        """All volume documents by id."""
+        return {record.id: record for record in list_volumes(self.metadata, self.database)}
+
+    def replicas(self, ref: ChunkRef) -> dict[int, dict[str, Any] | None]:
+        """The chunk as each node of its volume has it."""
+        nodes = self.volumes()[ref.volume].nodes
+        return {node: self.volume(ref, node).find_one({"_id": ObjectId(ref.key)}) for node in nodes}
+
     def volume(self, ref: ChunkRef, node: int = 1) -> Any:
         """The collection that holds a chunk on a node."""
         return self.node_home(node)[volume_collection(self.format.uuid, ref.volume)]
@@ -141,8 +150,9 @@ class World:
         self.metadata.close()
 
 
-def sealed(content: bytes | bytearray) -> Block:
+def sealed(content: bytes | bytearray, code: str = "") -> Block:
     block = Block(content)
+    block.code = code
     block.sealed = True
     return block
 
