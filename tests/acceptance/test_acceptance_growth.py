@@ -41,6 +41,7 @@ def add(mount: Mount, number: int) -> None:
 @pytest.mark.parametrize("code", ["000", "001"])
 def test_a_fourth_node(store: Mount, code: str) -> None:
     store.cli("replication", "set", code)
+    store.cli("nodes", "repair")  # the volumes that the mount had made by then
     chance = random.Random(4)
     kept = {store.path / f"kept{n}": chance.randbytes(5 * MIB) for n in range(12)}
     for path, content in kept.items():
