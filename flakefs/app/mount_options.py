@@ -139,8 +139,19 @@ def _log(words: MountWords, value: str) -> None:
     words.changes.append(lambda config: replace(config, mount=replace(config.mount, log=value)))
 
 
-def _balance(words: MountWords, value: str) -> None:
-    words.changes.append(lambda config: replace(config, engine=replace(config.engine, balance=value)))
+def _engine(name: str) -> Callable[[MountWords, str], None]:
+    """A word whose value is an engine option as it stands."""
+
+    def add(words: MountWords, value: str) -> None:
+        change: dict[str, Any] = {name: value}
+        words.changes.append(lambda config: replace(config, engine=replace(config.engine, **change)))
+
+    return add
+
+
+def _fewer_copies(words: MountWords, value: str) -> None:
+    _one_of("fewer_copies", value, {"refuse": True, "warn": True})
+    _engine("fewer_copies")(words, value)
 
 
 def _close(words: MountWords, value: str) -> None:
@@ -201,7 +212,11 @@ _VALUES: dict[str, Callable[[MountWords, str], None]] = {
     "database": _database,
     "fsname": _fsname,
     "log": _log,
-    "balance": _balance,
+    "balance": _engine("balance"),
+    "dc": _engine("dc"),
+    "rack": _engine("rack"),
+    "write_dc": _engine("write_dc"),
+    "fewer_copies": _fewer_copies,
     "close": _close,
     "atime": _atime,
     "commit_interval": _commit_interval,

@@ -45,6 +45,8 @@ def mount_command(
 
     Options for -o: ro, allow_other, config=FILE, database=NAME, log=FILE, balance=NAME, close=stored|fast,
     atime=relatime|noatime, commit_interval=SECONDS, error_timeout=SECONDS,
+    dc=NAME, rack=NAME (where this mount is: the nearest copy is read first), write_dc=NAME (main copies only there),
+    fewer_copies=refuse|warn (when the nodes cannot keep the replication),
     wait=SECONDS (for a metadata server that does not answer yet; with _netdev a minute), fsname=NAME.
     """
     if not foreground and ready_fd is None:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import logging
 
-from flakefs.errors import InvalidArgument, NoAttribute
+from flakefs.errors import InvalidArgument, NoAttribute, UsageError
+from flakefs.format.placement import copies
 from flakefs.namespace import Inode
 from flakefs.values import SEGMENT_BYTES
 from flakefs.vfs import attributes, facts, replication, xattrs
@@ -68,15 +69,19 @@ class Attributing(Files):
             try:
                 self.check_replication(value)
             except InvalidArgument as error:  # setfattr only says EINVAL
-                log.warning("replication of inode %d (%r) stays as it is: %s", ino, inode.name, error)
+                log.info("replication of inode %d (%r) stays as it is: %s", ino, inode.name, error)
                 raise
         ns.changed(inode)
         inode.xattrs = changed
         inode.ctime = self._clock()
 
     def check_replication(self, value: bytes) -> None:
-        """Raise InvalidArgument for a code that is none."""
-        replication.checked(value)
+        """Raise InvalidArgument for a code that is none, or that the nodes cannot satisfy."""
+        code = replication.checked(value)
+        try:
+            self.engine.check_code(code)
+        except UsageError as error:
+            raise InvalidArgument(str(error)) from None
 
     async def getxattr(self, ino: int, name: bytes) -> bytes:
         inode = await self.inode(ino)
@@ -131,5 +136,6 @@ class Attributing(Files):
         files = await self.ns.inode_count()
         room = self.ns.inode_room
         more = FILES_FREE if room is None else room
-        free = space.free_bytes // BLOCK_SIZE
-        return StatFs(BLOCK_SIZE, space.total_bytes // BLOCK_SIZE, free, free, files + more, more)
+        each = BLOCK_SIZE * copies(self.default_code)  # what a block of new content takes
+        free = space.free_bytes // each
+        return StatFs(BLOCK_SIZE, space.total_bytes // each, free, free, files + more, more)

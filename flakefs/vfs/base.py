@@ -51,7 +51,7 @@ class Base:
     @property
     def default_code(self) -> str:
         """The replication code of what has none of its own."""
-        return self.format.replication
+        return self.engine.default_code
 
     def peek(self, ino: int) -> Inode | None:
         """The inode when it is in memory."""

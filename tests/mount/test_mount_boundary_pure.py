@@ -172,6 +172,8 @@ def test_how_long_the_metadata_server_is_waited_for(words: str, set_to: float, w
         ("bogus", "'bogus' is not known"),
         ("allow_othr", "did you mean 'allow_other'"),
         ("close=never", "close must be stored or fast"),
+        ("fewer_copies=yes", "fewer_copies must be refuse or warn"),
+        ("rack", "needs a value"),
         ("commit_interval=soon", "number of seconds"),
         ("wait=-1", "number of seconds"),
         ("wait", "needs a value"),
@@ -199,6 +201,11 @@ def test_words_change_the_configuration() -> None:
     assert config.namespace.commit_interval_seconds == 7
     assert config.namespace.error_timeout_seconds == config.vfs.error_timeout_seconds == 9
     assert (config.database, config.mount.log, config.engine.balance) == ("other", "/l", "random")
+
+
+def test_words_about_places_and_copies() -> None:
+    engine = mount_options.parse(["dc=east,rack=r 1", "write_dc=west,fewer_copies=warn"]).applied(Config()).engine
+    assert (engine.dc, engine.rack, engine.write_dc, engine.fewer_copies) == ("east", "r 1", "west", "warn")
 
 
 # mount.flakefs

@@ -185,6 +185,30 @@ def test_facts_are_read_not_listed_and_never_set(file: Path) -> None:
         os.getxattr(file, "user.flakefs.new")
 
 
+def test_replication_is_a_fact_that_may_be_set(folder: Path) -> None:
+    name = "user.flakefs.replication"
+    assert os.getxattr(folder, name) == b"000"
+    for value in (b"", b"00", b"0000", b"abc", b"007", b"001"):  # for the last one a second node is missing
+        with failing(errno.EINVAL):
+            os.setxattr(folder, name, value)
+    with failing(errno.EEXIST):
+        os.setxattr(folder, name, b"000", os.XATTR_CREATE)
+    os.setxattr(folder, name, b"000", os.XATTR_REPLACE)
+    assert os.listxattr(folder) == [name]
+    (folder / "sub").mkdir()
+    (folder / "sub" / "file").write_bytes(bytes(10_000))
+    (folder / "sub" / "link").symlink_to("file")
+    for below in ("sub", "sub/file"):
+        assert os.listxattr(folder / below) == [name]
+    assert os.listxattr(folder / "sub" / "link", follow_symlinks=False) == []
+    os.removexattr(folder / "sub", name)
+    with failing(errno.ENODATA):
+        os.removexattr(folder / "sub", name)
+    (folder / "sub" / "later").touch()
+    assert os.listxattr(folder / "sub" / "later") == []
+    assert os.getxattr(folder / "sub" / "later", name) == b"000"
+
+
 @pytest.mark.parametrize("name", ACLS)
 def test_acls_are_refused_whole(folder: Path, name: str) -> None:
     with failing(errno.EOPNOTSUPP):

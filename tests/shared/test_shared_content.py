@@ -15,6 +15,7 @@ from flakefs.testing.stack import Fresh
 from flakefs.values import ROOT_INO
 from flakefs.vfs import Changes, FileSystem
 from flakefs.vfs.paths import resolve
+from flakefs.vfs.replication import ATTRIBUTE
 from tests.shared.conftest import ROOT, eventually, get, put, two
 
 Pair = tuple[FileSystem, FileSystem]
@@ -103,6 +104,28 @@ async def test_attributes_and_content_from_both_sides(pair: Pair) -> None:
     assert data[:100] == b"A" * 100
     assert data[100:25000] == bytes(24900)
     assert data[25000:] == b"".join(bytes([65 + number]) * 5000 for number in range(5, 10))
+
+
+async def test_a_replication_code_set_elsewhere_counts(pair: Pair) -> None:
+    """For what is made in a folder, and for what is written to a file that is open (G2, G3)."""
+    one, other = pair
+    folder = await one.mkdir(ROOT_INO, b"folder", 0o755, ROOT)
+    ino = await put(one, b"f", b"a" * 5000, folder.ino)
+    handle = await one.open(ino, os.O_RDWR)
+    for changed in (folder.ino, ino):
+        await other.setxattr(changed, ATTRIBUTE, b"000")
+
+        async def known(changed: int = changed) -> bool:
+            return ATTRIBUTE in await one.listxattr(changed, ROOT)
+
+        await eventually(known)
+    made = await one.mkdir(folder.ino, b"sub", 0o755, ROOT)
+    assert made.xattrs == {ATTRIBUTE: b"000"}
+    await one.write(handle, 0, b"b" * 5000)
+    await one.fsync(handle)
+    await one.release(handle)
+    (line,) = (await one.facts(ino))[b"chunks"].splitlines()
+    assert line.endswith(b" replication=000")
 
 
 async def test_a_file_removed_elsewhere_stays_readable_while_open(fresh: Fresh) -> None:
