@@ -88,5 +88,7 @@ class Space(NamedTuple):
 
     total_bytes: int
     free_bytes: int
+    """For new chunks, all their copies together."""
     chunks: int
     stored_bytes: int
+    """On each replica."""

@@ -35,11 +35,13 @@ from flakefs.engine.memory import keep_freed_memory
 from flakefs.engine.options import EngineOptions, EngineStatistics
 from flakefs.engine.placement import Placement
 from flakefs.engine.reader import Reader
+from flakefs.engine.room import room
 from flakefs.engine.table import Table
 from flakefs.engine.volumes import VolumeMap
 from flakefs.engine.writer import Writer
 from flakefs.errors import ReadOnly
 from flakefs.format.documents import IndexRecord
+from flakefs.format.placement import copies
 from flakefs.format.records import FormatRecord, NodeRecord
 from flakefs.mongo.door import Door
 from flakefs.values import Block, ChunkRef, Space
@@ -164,17 +166,17 @@ class Engine:
         self._reader.prefetch(refs, self._nursery)
 
     async def space(self) -> Space:
-        """What the disks of all nodes hold, each disk counted once, as they said when last asked."""
+        """What the nodes hold and can take, as they said when last asked (engine.room)."""
         nodes = list(self._map.nodes.values())
         if any(not node.asked for node in nodes):
             await self._map.look_at_all()
         else:
             await trio.lowlevel.checkpoint()
-        disks = self._map.disks()
+        total, free = room(self._map.nodes.values(), self._map.options, copies(self._map.replication))
         volumes = self._map.volumes()
         return Space(
-            total_bytes=sum(disk.total for disk in disks),
-            free_bytes=sum(disk.free for disk in disks),
+            total_bytes=total,
+            free_bytes=free,
             chunks=sum(volume.chunks for volume in volumes),
             stored_bytes=sum(volume.bytes for volume in volumes),
         )
@@ -200,6 +202,11 @@ class Engine:
             leaked_chunks=self._deleter.leaked,
             suspect_nodes=sum(node.problem is not None for node in self._map.nodes.values()),
         )
+
+    @property
+    def replication(self) -> str:
+        """The code of chunks whose files ask for no other, as last heard of."""
+        return self._map.replication
 
     def check_code(self, code: str) -> None:
         """Raise UsageError when *code* is none, or the active nodes, as last heard of, cannot keep it."""

@@ -29,7 +29,7 @@ from bson.int64 import Int64
 from pymongo.write_concern import WriteConcern
 
 from flakefs.engine.epochs import Epochs
-from flakefs.engine.nodes import Disk, Node
+from flakefs.engine.nodes import Node
 from flakefs.engine.options import EngineOptions
 from flakefs.engine.topology import Shelf, Standing, place_of, standing
 from flakefs.errors import Damaged, FlakeError, Unavailable
@@ -373,11 +373,3 @@ class VolumeMap:
         if volume is not None:
             volume.counted[0] += 1
             volume.counted[1] += stored_bytes
-
-    def disks(self) -> list[Disk]:
-        """Every disk once."""
-        found: list[Disk] = []
-        for node in self.nodes.values():
-            if node.disk is not None and not any(node.disk.same_as(disk) for disk in found):
-                found.append(node.disk)
-        return found

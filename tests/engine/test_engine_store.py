@@ -8,7 +8,8 @@ import pytest
 import trio
 
 from flakefs.engine import Engine
-from flakefs.engine.admin import list_volumes
+from flakefs.engine.admin import list_volumes, set_node
+from flakefs.engine.room import usable
 from flakefs.errors import ReadOnly
 from flakefs.format.documents import NODE_MARKER
 from flakefs.format.hashing import chunk_hash
@@ -251,6 +252,34 @@ async def test_space_counts_a_disk_once(world: World) -> None:
         assert before.total_bytes == one_disk, "two nodes on one server"
         engine.settle((), blocks, ())
         assert (await engine.space()).chunks == 0
+
+
+async def test_space_is_what_may_be_written(world: World) -> None:
+    """RO1: neither the reserve nor what is beyond a capacity, nor nodes that take nothing."""
+    async with world.open() as engine:
+        free = (await engine.space()).free_bytes
+        reserve = free // 2
+    async with world.open(reserve_bytes=reserve) as engine:
+        assert (await engine.space()).free_bytes < free * 0.6
+    set_node(world.metadata, world.database, 1, capacity=100_000)
+    async with world.open() as engine:
+        block = sealed(fresh(30_000))
+        await engine.store([block])
+        space = await engine.space()
+        assert (space.total_bytes, space.free_bytes) == (100_000, 100_000 - block.stored_bytes)
+        engine.settle((), [block], ())
+    set_node(world.metadata, world.database, 1, state="draining")
+    async with world.open() as engine:
+        assert (await engine.space()).free_bytes == 0
+
+
+def test_copies_need_different_disks() -> None:
+    """RO3."""
+    assert usable([10, 20, 30], 1) == 60
+    assert usable([10, 20, 30], 2) == 60
+    assert usable([10, 20, 100], 2) == 60, "30 on the large one, and 30 on the two others"
+    assert usable([10, 20, 100], 3) == 30
+    assert usable([5], 2) == 5, "two nodes on one disk"
 
 
 async def disk_of(engine: Engine) -> int:
