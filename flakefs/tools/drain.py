@@ -49,7 +49,9 @@ def drain(fleet: Fleet, number: int, watch: Watch | None = None, rate: Rate | No
     check_plan(fleet, number)
     stop_volumes(fleet, number, mover.watch)
     seal_all(fleet, number, mover.watch)
-    empty(mover, number)
+    while fleet.on(number):  # a volume may have been in the making when the node's state changed
+        empty(mover, number)
+        fleet.refresh()
     mover.drop_leftovers(fleet.records)
     if fleet.answers(number):
         drain_rest(mover, number)

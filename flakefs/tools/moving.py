@@ -26,6 +26,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from time import monotonic, sleep
 from typing import NamedTuple
 
 from flakefs.engine.sweep import stored_volumes
@@ -110,16 +111,17 @@ class Mover:
         self.fleet.moved(volume_id, nodes)
         self.done.volumes.append((volume_id, source, target))
         self._old.append(_Old(volume_id, source, epoch))
-        self._drop_old(wait=False)
+        self._drop_old(all=False)
 
     def finish(self) -> None:
         """Drop the old copies that are still there."""
-        with suppress(Unavailable):  # MO4: a reader that is slow looks again when it finds nothing
-            if self._old:
-                door, database = self.fleet.door, self.fleet.database
-                epoch = max(old.epoch for old in self._old)
-                wait_acknowledged(door, database, epoch, self.watch.say, patience_seconds=FINISH_SECONDS)
-        self._drop_old(wait=True)
+        patience = monotonic() + FINISH_SECONDS
+        self._drop_old(all=False)
+        while self._old and monotonic() < patience:
+            self.watch.say("waiting for those who still use an old copy")
+            sleep(0.5)
+            self._drop_old(all=False)
+        self._drop_old(all=True)
 
     def drop_leftovers(self, nodes: Iterable[int]) -> None:
         """Drop what killed tools left on *nodes*: copies of volumes that lie elsewhere (MO2)."""
@@ -131,7 +133,8 @@ class Mover:
                 volume = self.fleet.volumes.get(volume_id)
                 if volume is not None and number not in volume.nodes:
                     self.watch.say(f"dropping what is left of volume {volume_id} on node {number}")
-                    self._drop(volume_id, number, compare=True)
+                    with suppress(VolumeTaken):  # who works on it may need that copy
+                        self._drop(volume_id, number, compare=True)
 
     def _copy(self, lease: Lease, volume: VolumeRecord, source: int, target: int) -> None:
         """Until the target has all that the others have."""
@@ -162,22 +165,28 @@ class Mover:
 
     # -- old copies --
 
-    def _drop_old(self, *, wait: bool) -> None:
-        """Those that nobody reads any more; with *wait*, all."""
+    def _drop_old(self, *, all: bool) -> None:
+        """Those that nobody reads any more and no other tool works on; or all, and say so of what stays."""
         left = []
         for old in self._old:
-            if wait or acknowledged(self.fleet.door, self.fleet.database, old.epoch):
-                self._drop(old.volume, old.node, compare=False)
-            else:
-                left.append(old)
+            try:
+                if all or acknowledged(self.fleet.door, self.fleet.database, old.epoch):
+                    self._drop(old.volume, old.node, compare=False)
+                else:
+                    left.append(old)
+            except VolumeTaken as error:
+                if all:
+                    self.done.kept.append(f"{_place(old.volume, old.node)}: {error}")
+                else:
+                    left.append(old)
         self._old = left
 
     def _drop(self, volume_id: int, number: int, *, compare: bool) -> None:
-        """MO2. What cannot be dropped now is named and left; it can be found again."""
+        """MO2. What cannot be dropped is named and left; it can be found again. Raises VolumeTaken."""
         if not self.fleet.answers(number):
             return
         node, uuid = self.fleet.nodes[number], self.fleet.format.uuid
-        where = f"volume {volume_id} on node {number}"
+        where = _place(volume_id, number)
         try:
             with volume_lease(
                 self.fleet.door, self.fleet.database, volume_id, f"dropping it on node {number}"
@@ -191,7 +200,7 @@ class Mover:
                 lease.check()
                 drop_volume(node, uuid, volume_id)
         except VolumeTaken:
-            self.done.kept.append(f"{where}: another tool works on that volume")
+            raise
         except UsageError:  # the volume is gone
             self.done.kept.append(f"{where}: the volume has been removed")
         except FlakeError as error:
@@ -217,6 +226,10 @@ def _check_places(volume: VolumeRecord, source: int, target: int) -> None:
         raise UsageError(f"volume {volume.id} does not lie on node {source}; it lies on {_named(volume.nodes)}")
     if target in volume.nodes:
         raise UsageError(f"volume {volume.id} lies on node {target} already; it lies on {_named(volume.nodes)}")
+
+
+def _place(volume: int, node: int) -> str:
+    return f"volume {volume} on node {node}"
 
 
 def _named(nodes: Iterable[int]) -> str:

@@ -49,6 +49,9 @@ def new_other(world: World, servers: Servers, new_database: Callable[[], str]) -
     world.set(d.COUNTERS, "node", next=Int64(10))
     yield make
     world.meta[d.NODES].delete_many({"_id": {"$gt": 1}})
+    for name in world.node.list_collection_names():
+        if name.startswith("vol_") and name != d.volume_collection(world.uuid, 1):
+            world.node.drop_collection(name)
     for other in made:
         other.door.close()
 
