@@ -32,6 +32,7 @@ from time import monotonic
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
+import trio
 from bson.int64 import Int64
 from cachetools import LRUCache
 from pymongo.database import Database
@@ -40,7 +41,7 @@ from flakefs.errors import FlakeError, ReadOnly, Stale
 from flakefs.format.documents import INODES, Document, InodeRecord, read_inode
 from flakefs.mongo.door import Door
 from flakefs.mongo.patience import ask
-from flakefs.namespace.inode import Inode, Link, from_record
+from flakefs.namespace.inode import FolderChange, Inode, Link, from_record
 from flakefs.namespace.options import LISTING_MAX, NamespaceOptions
 from flakefs.values import Block
 
@@ -51,6 +52,7 @@ T = TypeVar("T")
 TRUST_SECONDS = 1.0
 """How long a session that only reads believes what it has read."""
 TOMBSTONES_MAX = 10_000
+WAKE_SECONDS = 0.01
 LAZY_SECONDS = 30.0
 LAZY_MAX = 10_000
 DOUBT_SECONDS = 0.05
@@ -60,21 +62,6 @@ STALE = -1.0
 
 Place = tuple[int, bytes]
 """(parent, name)"""
-
-
-class FolderChange:
-    """A folder whose names changed in shared mode, outside of its own document's guard."""
-
-    __slots__ = ("alive", "inode", "nlink", "time")
-
-    def __init__(self, inode: Inode) -> None:
-        self.inode = inode
-        self.nlink = 0
-        """Sub-folders that came and went."""
-        self.time = 0
-        """ns; 0: only the document behind a name changed."""
-        self.alive = True
-        """At the cut."""
 
 
 class Cache:
@@ -113,9 +100,7 @@ class Cache:
         self.doubting = read_only  # what is read is believed for a moment only
         self.folders: dict[int, FolderChange] = {}
         self.flying_folders: dict[int, FolderChange] = {}
-        self.absolute: set[int] = (
-            set()
-        )  # folders that were dirty when shared mode began: their count is written as it is
+        self.absolute: set[int] = set()  # folders that were dirty when it began: their count is written as it is
         self.exclusive = False  # the next group excludes all commits of others
         self.changing: dict[Place, int] = {}  # names that operations changed which are not answered yet
         self.times: dict[int, tuple[int, int]] = {}  # (mtime and ctime, atime) to be written when there is time
@@ -395,6 +380,9 @@ class Cache:
             if ino in absent:
                 raise Stale(f"there is no inode {ino} (any more)")
             inode = found.get(ino)
+        while inode.gone and inode.flying and self.shared and self.failure is None:  # it may be taken back
+            self.wake()
+            await trio.sleep(WAKE_SECONDS)
         if inode.gone:
             raise Stale(f"there is no inode {ino} any more")
         return inode

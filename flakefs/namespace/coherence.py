@@ -121,7 +121,7 @@ class Coherence:
                 self.unnamed(ino)
             if kernel is not None:
                 kernel.drop_inode(ino, content=bool(what & CONTENT))
-        cache.touched([ino for ino, _, _ in news.inodes])
+        cache.touched([ino for ino, _, _ in (*news.inodes, *news.folders)])
         cache.touched([(parent, name) for parent, name, _, _, _ in news.bindings])
         for binding in news.bindings:
             folder = known.get(binding.parent)

@@ -29,10 +29,10 @@ import trio
 from bson.int64 import Int64
 
 from flakefs.errors import Damaged, NotDirectory, Unavailable
-from flakefs.format.documents import INODES, InodeRecord, LinkRecord
+from flakefs.format.documents import INODES, Document, InodeRecord, LinkRecord
 from flakefs.format.names import to_stored
 from flakefs.namespace.bindings import forget_name, has_moved, known_id, learn
-from flakefs.namespace.cache import STALE, Cache
+from flakefs.namespace.cache import STALE, WAKE_SECONDS, Cache
 from flakefs.namespace.folders import (
     Record,
     at_one_moment,
@@ -47,10 +47,11 @@ from flakefs.namespace.options import LISTING_MAX, LOOKUP_LOADS
 
 Named = tuple[tuple[Inode, bytes], ...]
 """(folder, name), several."""
+Facts = list[int | None]
+"""What memory knows or a query says: ids of documents, 0 for no such name, None for unknown; then yes or no."""
 Page = list[tuple[int, bytes, int]]
 """(cookie, name, ino)"""
 
-WAKE_SECONDS = 0.01
 LOOKS = 20
 """How often a look-up starts again because somebody else has changed something, until it is answered as E5 says."""
 LOADS = 5
@@ -169,10 +170,14 @@ class Entries:
                     parent.entries[name] = None  # type: ignore[index]
         return held
 
-    async def verify(self, names: Named) -> list[int | None]:
-        """Read again what these names lead to, all at one moment: ids of documents, 0 for no such name."""
+    async def verify(self, names: Named, inodes: Iterable[Inode] = ()) -> Facts:
+        """Read again what these names lead to, and whether the folders and *inodes* have names, all at one moment; as
+        known() says it.
+        """
         cache = self.cache
-        query = {"$or": [{"p": Int64(folder.ino), "n": to_stored(name)} for folder, name in names]}
+        checked = [*(folder for folder, _ in names), *inodes]
+        query: Document = {"$or": [{"p": Int64(folder.ino), "n": to_stored(name)} for folder, name in names]}
+        query["$or"].append({"_id": {"$in": [Int64(inode.ino) for inode in checked]}})
         with cache.loading() as touched:
             records = await cache.read(
                 lambda db: at_one_moment(
@@ -180,7 +185,7 @@ class Entries:
                 )
             )
             found = {(record.parent, record.name): record for record in records}
-            result: list[int | None] = []
+            result: Facts = []
             for folder, name in names:
                 place = (folder.ino, name)
                 record = found.get(place)
@@ -191,6 +196,11 @@ class Entries:
                     learn(folder, name, record)
                 if isinstance(record, InodeRecord):
                     cache.adopt(record, touched)
+        alive = {record.ino for record in records if isinstance(record, InodeRecord) and record.nlink}
+        for inode in checked:
+            result.append(inode.ino in alive)
+            if result[-1] != bool(inode.nlink):
+                inode.expires = STALE
         return result
 
     def absorb(self, parent: Inode, records: Iterable[Record], touched: set[object]) -> list[Inode]:
@@ -354,3 +364,9 @@ class Entries:
 
 def _leads_nowhere(parent: Inode, name: bytes, ino: int) -> Damaged:
     return Damaged(f"the name {name!r} in folder {parent.ino} leads to inode {ino}, which is not there: run fsck")
+
+
+def known_facts(names: Named, inodes: Iterable[Inode] = ()) -> Facts:
+    """What verify() is to confirm."""
+    alive = [bool(inode.nlink) for inode in (*(folder for folder, _ in names), *inodes)]
+    return [*(known_id(folder, name) for folder, name in names), *alive]

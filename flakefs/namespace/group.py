@@ -20,8 +20,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from flakefs.format.documents import IndexRecord, InodeRecord, LinkRecord
-from flakefs.namespace.cache import Cache, FolderChange
-from flakefs.namespace.inode import Inode, Link
+from flakefs.namespace.cache import Cache
+from flakefs.namespace.inode import FolderChange, Inode, Link
 from flakefs.namespace.maps import SegmentChange
 from flakefs.namespace.options import ContentSide
 from flakefs.values import Block, ChunkRef
@@ -207,6 +207,7 @@ def finish(cache: Cache, group: Group, instead: Mapping[ChunkRef, ChunkRef]) -> 
     folders, cache.flying_folders = cache.flying_folders, {}
     cache.absolute -= group.absolute
     for folder in folders.values():
+        touched.append(folder.inode.ino)
         cache.note_time(folder.inode, folder.time)
         if not folder.inode.dirty:
             cache.settled(folder.inode)

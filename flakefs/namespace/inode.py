@@ -232,6 +232,21 @@ class Inode:
         self.order = self.aliases = None
 
 
+class FolderChange:
+    """A folder whose names changed in shared mode, outside of its own document's guard."""
+
+    __slots__ = ("alive", "inode", "nlink", "time")
+
+    def __init__(self, inode: Inode) -> None:
+        self.inode = inode
+        self.nlink = 0
+        """Sub-folders that came and went."""
+        self.time = 0
+        """ns; 0: only the document behind a name changed."""
+        self.alive = True
+        """At the cut."""
+
+
 def stored_map(record: InodeRecord) -> FileMap:
     return FileMap.stored(record.extents, record.size, record.used)
 

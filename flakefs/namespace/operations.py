@@ -47,7 +47,7 @@ from flakefs.format.names import to_stored
 from flakefs.namespace.bindings import known_id
 from flakefs.namespace.cache import STALE, Cache, Place
 from flakefs.namespace.coherence import Coherence
-from flakefs.namespace.entries import Entries, Named
+from flakefs.namespace.entries import Entries, Named, known_facts
 from flakefs.namespace.folders import at_one_moment
 from flakefs.namespace.inode import Inode
 from flakefs.namespace.journal import Journal
@@ -92,13 +92,13 @@ class Operations:
                 self._doubt_folders()
                 continue
             except (Exists, NotFound, NotEmpty, IsDirectory, NotDirectory) as error:
-                if not names or await self._stands(names, error):
+                if not names or await self._stands(names, inodes, error):
                     raise
             else:
                 if result is not UNCHANGED:
                     if await self.committed(names):
                         return result
-                elif await self._stands(names):  # OP3
+                elif await self._stands(names, inodes):  # OP3
                     return result
             attempt += 1
             if monotonic() > deadline:
@@ -137,17 +137,17 @@ class Operations:
             if cache.stale(inode) or inode.gone:
                 await cache.get(inode.ino)
 
-    async def _stands(self, names: Named, error: PosixError | None = None) -> bool:
+    async def _stands(self, names: Named, inodes: tuple[Inode, ...], error: PosixError | None = None) -> bool:
         """OP1; otherwise memory knows better now."""
         cache = self._cache
         places = tuple((folder.ino, name) for folder, name in names)
         if any(place in cache.changing for place in places):
             await self.settled(places)
             return False
-        based_on = [known_id(folder, name) for folder, name in names]
+        based_on = known_facts(names, inodes)
         if isinstance(error, NotEmpty):
             return await self._is_full(names[-1])
-        return await self._entries.verify(names) == based_on
+        return await self._entries.verify(names, inodes) == based_on
 
     async def _is_full(self, named: tuple[Inode, bytes]) -> bool:
         """Does this name lead to a folder with entries?"""

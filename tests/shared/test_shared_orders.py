@@ -14,7 +14,7 @@ import trio.testing
 from pymongo import MongoClient
 
 from flakefs.app.stack import Stack
-from flakefs.errors import Exists, FlakeError
+from flakefs.errors import Exists, FlakeError, NotEmpty
 from flakefs.format.documents import INODES
 from flakefs.namespace.bindings import forget_name
 from flakefs.namespace.commit import transact
@@ -94,7 +94,7 @@ async def test_names_that_are_read_again_are_those_of_one_moment(fresh: Fresh) -
         async def look() -> list[list[int | None]]:
             named = ((one.fs.ns.root, b"a"), (one.fs.ns.root, b"b"))
             try:
-                return [await one.fs.ns._entries.verify(named) for _ in range(LOOKS)]
+                return [(await one.fs.ns._entries.verify(named))[:2] for _ in range(LOOKS)]
             finally:
                 done.set()
 
@@ -293,3 +293,44 @@ async def test_a_folder_that_others_keep_changing_is_listed(fresh: Fresh, monkey
             await one.fs.rmdir(ROOT_INO, b"folder")
         assert found is not None
         assert folder.ino != found.ino
+
+
+async def test_a_refusal_by_a_folder_whose_removal_fails_is_none(fresh: Fresh, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it waits for its commit, a removed folder is gone in memory; then the commit finds that it is not empty."""
+    async with two(fresh) as (one, other):
+        folder = await one.fs.mkdir(ROOT_INO, b"folder", 0o755, ROOT)
+        assert await names_of(one) == await names_of(other) == {b"folder"}
+        assert await one.fs.lookup(folder.ino, b"a") is None
+        monkeypatch.setattr(one.fs.ns.coherence, "take", lambda document: None)
+        await put(other.fs, b"a", b"x", folder.ino)
+        waits, free = hold_commits(one, monkeypatch)
+
+        async def make() -> int:
+            await waits.wait()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(partial(put, one.fs, b"b", b"x", folder.ino))
+                await trio.testing.wait_all_tasks_blocked()
+                free.set()
+            return 0
+
+        refused, made = await together(partial(one.fs.rmdir, ROOT_INO, b"folder"), make)
+        assert isinstance(refused, NotEmpty)
+        assert made == 0
+
+
+async def test_news_that_overtakes_the_answer_about_a_folder_counts(
+    fresh: Fresh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with two(fresh) as (one, other):
+        folder = await one.fs.mkdir(ROOT_INO, b"folder", 0o755, ROOT)
+        assert await names_of(one) == await names_of(other) == {b"folder"}
+        one.fs.ns.coherence.drop_all()
+        before = news(one)
+        waits = hold_answers(one, monkeypatch, lambda: news(one) > before, commits=False)
+
+        async def make() -> int:
+            await waits.wait()
+            return (await other.fs.mkdir(folder.ino, b"in", 0o755, ROOT)).ino
+
+        await together(partial(one.fs.inode, folder.ino), make)
+        assert (await one.fs.inode(folder.ino)).nlink == 3
