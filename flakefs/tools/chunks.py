@@ -68,15 +68,29 @@ class Stretch:
 class Node:
     """A node that can be read, or why not."""
 
-    def __init__(self, record: NodeRecord, door: Door) -> None:
+    def __init__(self, record: NodeRecord, door: Door | FlakeError) -> None:
         self.record = record
-        self.door = door
-        self.reader = Reader(door, record.database, None)
-        self.failure: FlakeError | None = None
-        try:
-            door.run_sync(lambda: door.client.admin.command("ping"), deadline_seconds=REACH_SECONDS)
-        except FlakeError as error:
-            self.failure = error
+        self._door = door
+        self.failure: FlakeError | None = door if isinstance(door, FlakeError) else None
+        if isinstance(door, Door):
+            self._reader = Reader(door, record.database, None)
+            try:
+                door.run_sync(lambda: door.client.admin.command("ping"), deadline_seconds=REACH_SECONDS)
+            except FlakeError as error:
+                self.failure = error
+
+    @property
+    def door(self) -> Door:
+        """Raises when its address leads nowhere from here."""
+        if isinstance(self._door, FlakeError):
+            raise self._door
+        return self._door
+
+    @property
+    def reader(self) -> Reader:
+        """As door."""
+        assert self.door
+        return self._reader
 
 
 @contextmanager
@@ -85,7 +99,10 @@ def open_nodes(records: Iterable[NodeRecord], resolve: Resolve) -> Iterator[dict
     with ExitStack() as stack:
         nodes = {}
         for record in records:
-            door = stack.enter_context(node_door(record, resolve))
+            try:
+                door: Door | FlakeError = stack.enter_context(node_door(record, resolve))
+            except FlakeError as error:  # an address or a secret that there is only on another machine
+                door = error
             nodes[record.id] = Node(record, door)
         yield nodes
 

@@ -9,10 +9,11 @@ from bson.binary import Binary
 from bson.int64 import Int64
 from bson.objectid import ObjectId
 
-from flakefs.errors import UsageError
+from flakefs.errors import ConfigError, UsageError
 from flakefs.format import documents as d
 from flakefs.format.records import NodeRecord, VolumeRecord
 from flakefs.tools import chunks
+from flakefs.tools.fsck import check
 from flakefs.tools.lease import volume_lease
 from flakefs.tools.problems import KINDS, NOTE
 from flakefs.tools.refill import Refilled, repair_replicas
@@ -130,6 +131,21 @@ def test_a_node_that_does_not_answer_is_waited_for(trio_world: World) -> None:
     assert not done.lost_chunks
     assert "1 volumes wait for node 2" in done.text()
     assert "1 chunks of volume 1 wait for node 2, where the other copies are" in done.text()
+
+
+def test_a_node_whose_address_means_nothing_here_is_waited_for(trio_world: World) -> None:
+    """F7: an embedded server of another machine, a secret that is not here."""
+
+    def resolve(node: NodeRecord) -> str:
+        if node.id == 2:
+            raise ConfigError("there is no secret here")
+        return str(trio_world.resolve(node))
+
+    done = repair_replicas(trio_world.door, trio_world.database, resolve)
+    assert not done.complete
+    assert "1 volumes wait for node 2: there is no secret here" in done.text()
+    report = check(trio_world.door, trio_world.database, resolve, deep=True)
+    assert (set(report.kinds) - {"session-live"}) == {"node-unreachable"}
 
 
 def test_only_one_node(trio_world: World) -> None:
