@@ -46,7 +46,7 @@ def complete(fleet: Fleet, volume_id: int, watch: Watch, rate: Rate | None = Non
         sources = [fleet.nodes[number] for number in volume.nodes if fleet.answers(number)]
         if not sources:
             raise Unavailable(f"no node that holds volume {volume_id} answers")
-        nodes = further_nodes(fleet, volume, code)  # CP2
+        nodes = further_nodes(fleet, volume)  # CP2
         watch.say(f"sealing volume {volume_id}")
         epoch = seal(fleet.door, fleet.database, lease)
         wait_acknowledged(fleet.door, fleet.database, epoch, watch.say, check=lease.check)
@@ -83,8 +83,9 @@ def incomplete(fleet: Fleet, volume: VolumeRecord) -> bool:
     )
 
 
-def further_nodes(fleet: Fleet, volume: VolumeRecord, code: str) -> list[int]:
+def further_nodes(fleet: Fleet, volume: VolumeRecord) -> list[int]:
     """Nodes for all copies, those of now included, with as few new ones as possible. Raises Unavailable (CP2)."""
+    code = wanted_code(volume, fleet.format.replication)
     kept = [number for number in volume.nodes if number in fleet.records]
     servers = {fleet.records[number].uri for number in kept}
     new = [

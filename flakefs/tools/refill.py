@@ -31,19 +31,20 @@ from pymongo.errors import DuplicateKeyError
 from pymongo.write_concern import WriteConcern
 
 from flakefs.engine.sweep import stored_volumes
-from flakefs.errors import FlakeError, Refused
+from flakefs.errors import FlakeError, Refused, Unavailable
 from flakefs.format import documents as d
 from flakefs.format.records import VolumeRecord
 from flakefs.mongo.door import Door
 from flakefs.tools import chunks, lost
 from flakefs.tools.chunks import Node, Resolve, Stretch
-from flakefs.tools.completing import complete, incomplete
+from flakefs.tools.completing import complete, further_nodes, incomplete
 from flakefs.tools.copies import Copies, named_now
 from flakefs.tools.copying import Rate
 from flakefs.tools.fleet import Fleet, open_fleet
 from flakefs.tools.lease import VolumeTaken, volume_lease
 from flakefs.tools.moving import Watch
 from flakefs.tools.reader import Reader
+from flakefs.tools.together import seal_together
 
 OURS = re.compile(rf"vol_[0-9a-f]{{8}}_\d+(_\w+)?|{d.NODE_MARKER}|system\..*")
 """Collections that FlakeFS makes on a node, of whatever file system."""
@@ -263,22 +264,31 @@ class Repair:
 
     def complete(self) -> None:
         self._fleet.refresh()
+        short = []
         for volume in sorted(self._fleet.volumes.values(), key=lambda volume: volume.id):
             if self._only is not None and self._only not in volume.nodes:
                 continue
             if not volume.nodes:
                 self.lost |= lost.chunks_in(self._reader, [volume.id])
-                continue
-            if not any(number in self._fleet.records for number in volume.nodes):
+            elif not any(number in self._fleet.records for number in volume.nodes):
                 said = f"volume {volume.id} lies on {_named(list(volume.nodes))}, of which there is no document"
                 self.done.waiting.append(f"{said}: run flakefs fsck")
-                continue
-            if not incomplete(self._fleet, volume):
-                continue
+            elif incomplete(self._fleet, volume):
+                try:
+                    further_nodes(self._fleet, volume)
+                    short.append(volume.id)
+                except Unavailable as error:
+                    self.done.waiting.append(str(error))
+        try:
+            seal_together(self._fleet.door, self._fleet.database, short, self._watch.say)
+        except Unavailable as error:
+            self.done.waiting.append(str(error))
+            return
+        for number in short:
             try:
-                added = complete(self._fleet, volume.id, self._watch, self._rate)
+                added = complete(self._fleet, number, self._watch, self._rate)
                 if added:
-                    self.done.volumes[volume.id] = added
+                    self.done.volumes[number] = added
             except FlakeError as error:
                 self.done.waiting.append(str(error))
 

@@ -42,6 +42,7 @@ from flakefs.tools.moving import Mover, Watch
 from flakefs.tools.reader import Reader
 from flakefs.tools.rewriting import SUFFIX, Filling, drop_unfinished, measure, rewrite, unfinished_copies
 from flakefs.tools.sealing import seal, wait_acknowledged
+from flakefs.tools.together import seal_together
 
 MIN_GARBAGE = 0.2
 WORTH_BYTES = 1024 * 1024
@@ -98,8 +99,7 @@ def vacuum(
                 raise UsageError(f"there is no volume {number}; flakefs volumes list shows them")
         work = _Vacuum(fleet, min_garbage, watch or Watch(), Rate(rate))
         work.prepare()
-        for number in sorted(volumes or fleet.volumes):
-            work.vacuum(fleet.volumes[number])
+        work.vacuum([fleet.volumes[number] for number in sorted(volumes or fleet.volumes)])
         return work.done
 
 
@@ -157,18 +157,31 @@ class _Vacuum:
                 continue  # it is being made
             self.done.cleaned.append(f"{name} on node {node.record.id}")
 
-    def vacuum(self, volume: VolumeRecord) -> None:
-        self._watch.say(f"volume {volume.id}")
-        try:
+    def vacuum(self, volumes: Sequence[VolumeRecord]) -> None:
+        """Those that are worth it."""
+        worthwhile: dict[int, list[int]] = {}
+        for volume in volumes:
+            self._watch.say(f"volume {volume.id}")
             found = self._measured(volume)
             worth = [number for number, filling in found.items() if self._worthwhile(filling)]
             if self._looks_empty(volume, found):
-                self._drop(volume.id)
+                worthwhile[volume.id] = []
             elif worth:
-                self._rewrite(volume.id, worth)
+                worthwhile[volume.id] = worth
             self.done.untouched += len(found) - len(worth)
-        except FlakeError as error:
+        try:
+            seal_together(self._fleet.door, self._fleet.database, worthwhile, self._watch.say)
+        except Unavailable as error:
             self.done.waiting.append(str(error))
+            return
+        for number, worth in worthwhile.items():
+            try:
+                if worth:
+                    self._rewrite(number, worth)
+                else:
+                    self._drop(number)
+            except FlakeError as error:
+                self.done.waiting.append(str(error))
 
     def _measured(self, volume: VolumeRecord) -> dict[int, Filling]:
         """Of the copies on nodes that answer."""
