@@ -39,7 +39,7 @@ from flakefs.errors import (
 )
 from flakefs.format.documents import INODES, LinkRecord, read_link
 from flakefs.format.names import checked
-from flakefs.namespace.bindings import cookie_at, enter, leave
+from flakefs.namespace.bindings import cookie_at, enter, forget_name, leave
 from flakefs.namespace.cache import Cache, Place
 from flakefs.namespace.entries import Entries
 from flakefs.namespace.inode import UNKNOWN, Inode, Link, Unknown
@@ -256,8 +256,8 @@ class Changes:
         return link.gone or link.ino != inode.ino or home.entries.get(link.name) is not link
 
     async def find_heir(self, inode: Inode) -> Heir | None:
-        """One of the further links of *inode*; may be outdated when the caller looks. None: there was none, because
-        somebody else has removed it; the inode was read again.
+        """One of the further links of *inode*; may be outdated when the caller looks. None: memory was, because others
+        have made or removed some; look again.
         """
         cache = self.cache
         version = inode.version
@@ -278,6 +278,10 @@ class Changes:
                 entry = home.entries.get(record.name)
                 if isinstance(entry, Link) and entry.ino == inode.ino and held is not None:
                     return entry, home
+                if cache.shared and (home.ino, record.name) not in cache.changing:
+                    forget_name(home, record.name)  # somebody else's, of which there was no news yet
+            if cache.shared and records:
+                return None
             if len(records) < HEIRS:
                 break
         if any(link.ino == inode.ino for link in (*cache.dirty_links.values(), *cache.flying_links.values())):

@@ -52,8 +52,8 @@ from flakefs.format.documents import (
     segment_id,
 )
 from flakefs.format.names import to_stored
-from flakefs.namespace.cache import FolderChange
 from flakefs.namespace.group import Action, Group, InodeChange, Outcome
+from flakefs.namespace.inode import FolderChange
 from flakefs.namespace.maps import resolved
 from flakefs.namespace.references import Delta, Plan, plan, write
 from flakefs.namespace.sharing import check_folders, named_folders, telling

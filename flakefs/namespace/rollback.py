@@ -110,7 +110,10 @@ class Reload:
         inos = [Int64(inode.ino) for inode in lost]
         files = {inode.ino: _segments_of(inode) for inode in lost if inode.pending}
         while True:
-            records, segments = await cache.read(lambda db: _read(db, inos, files), wait=False)
+            with cache.loading() as touched:
+                records, segments = await cache.read(lambda db: _read(db, inos, files), wait=False)
+            if not touched.isdisjoint(inos):  # there was news of what was read
+                continue
             more = False
             for inode in lost:
                 if not (inode.pending and inode.dirty):

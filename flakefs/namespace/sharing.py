@@ -34,8 +34,8 @@ from flakefs.format.news import (
     News,
     encode_news,
 )
-from flakefs.namespace.cache import FolderChange
 from flakefs.namespace.group import Action, Group, InodeChange, LinkChange
+from flakefs.namespace.inode import FolderChange
 from flakefs.values import ROOT_INO
 
 DEPTH_MAX = 100_000

@@ -334,3 +334,48 @@ async def test_news_that_overtakes_the_answer_about_a_folder_counts(
 
         await together(partial(one.fs.inode, folder.ino), make)
         assert (await one.fs.inode(folder.ino)).nlink == 3
+
+
+async def test_news_that_overtakes_what_is_read_after_a_conflict_counts(
+    fresh: Fresh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with two(fresh) as (one, other):
+        folder = await one.fs.mkdir(ROOT_INO, b"folder", 0o755, ROOT)
+        assert await names_of(one) == await names_of(other) == {b"folder"}
+        assert await one.fs.lookup(folder.ino, b"a") is None
+        late: list[Mapping[str, Any]] = []
+        take = one.fs.ns.coherence.take
+        monkeypatch.setattr(one.fs.ns.coherence, "take", late.append)
+        await other.fs.mkdir(folder.ino, b"a", 0o755, ROOT)
+        read = one.fs.ns._cache.read
+
+        async def read_late(query: Callable[[Any], T], *, wait: bool = True) -> T:
+            result = await read(query, wait=wait)
+            if not wait:  # it is read again after a conflict
+                monkeypatch.setattr(one.fs.ns._cache, "read", read)
+                await other.fs.mkdir(folder.ino, b"b", 0o755, ROOT)
+                await until(lambda: len(late) >= 2)
+                monkeypatch.setattr(one.fs.ns.coherence, "take", take)
+                for document in late:
+                    take(document)
+            return result
+
+        monkeypatch.setattr(one.fs.ns._cache, "read", read_late)
+        (refused,) = await together(partial(one.fs.mkdir, folder.ino, b"a", 0o755, ROOT))
+        assert isinstance(refused, Exists)
+        assert len(late) >= 2
+        assert (await one.fs.inode(folder.ino)).nlink == 4
+
+
+async def test_a_further_name_of_which_there_was_no_news_yet_is_no_damage(
+    fresh: Fresh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with two(fresh) as (one, other):
+        ino = await put(one.fs, b"a", b"x")
+        assert await names_of(one) == await names_of(other) == {b"a"}
+        monkeypatch.setattr(one.fs.ns.coherence, "take", lambda document: None)
+        await other.fs.link(ino, ROOT_INO, b"b")
+        await one.fs.ns.reread(ino)
+        await one.fs.unlink(ROOT_INO, b"a")
+        await gone(other, b"a")
+        assert await names_of(other) == {b"b"}
