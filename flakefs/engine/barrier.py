@@ -10,7 +10,7 @@ Invariants
     BA2  What a restarted or failed node took since the last barrier is written again, under a new key.
     BA3  A barrier covers the harden() calls that came before it began, and no later ones.
     BA4  A node for which others can stand in gets node_patience_seconds, and more in proportion to the bytes. When it
-         is suspect it is not asked at all. What it took is written again elsewhere.
+         is suspect it is not asked at all. What it took is written again elsewhere. Not so in the later rounds.
 
 Concurrency
     One barrier at a time; calls that arrive while one runs share the next. When the task that runs it is cancelled,
@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import trio
 
@@ -35,7 +35,7 @@ from flakefs.engine.placement import Placement
 from flakefs.engine.table import BUSY, FRESH, Entry, Table, content_of
 from flakefs.engine.topology import Shelf
 from flakefs.engine.volumes import VolumeMap
-from flakefs.engine.writer import Writer
+from flakefs.engine.writer import HURRIES, Writer
 from flakefs.errors import FlakeError, Unavailable
 from flakefs.values import Block
 
@@ -99,8 +99,8 @@ class Barrier:
         entries = self._table.fresh()
         holding = self._table.holding()
         try:
-            for _ in range(ROUNDS):
-                doubtful = await self._without_proof(entries)
+            for number in range(ROUNDS):
+                doubtful = await self._without_proof(entries, hurry=number < HURRIES)
                 if not doubtful:
                     return
                 entries = await self._write_again(doubtful)
@@ -110,10 +110,10 @@ class Barrier:
         finally:
             self._let_go(holding)
 
-    async def _without_proof(self, entries: Iterable[Entry]) -> list[Entry]:
+    async def _without_proof(self, entries: Collection[Entry], *, hurry: bool) -> list[Entry]:
         """Ask all nodes concerned; what they prove is hardened, the rest returned."""
         alive: dict[int, bytes] = {}
-        nodes = self._nodes_of(entries)
+        nodes = self._nodes_of(entries, hurry)
         if len(nodes) == 1:
             await self._ask(*nodes[0], alive)
         elif nodes:
@@ -130,7 +130,7 @@ class Barrier:
                 doubtful.append(entry)
         return doubtful
 
-    def _nodes_of(self, entries: Iterable[Entry]) -> list[tuple[Node, float | None]]:
+    def _nodes_of(self, entries: Iterable[Entry], hurry: bool) -> list[tuple[Node, float | None]]:
         """The nodes that hold these, and the seconds that each may take (BA4); None: the deadline of its calls."""
         sizes: Counter[int] = Counter()
         shelves: dict[int, set[Shelf]] = {}
@@ -144,7 +144,7 @@ class Barrier:
             if node is None:
                 continue
             patience = None
-            if all(self._placement.replaceable(shelf, node) for shelf in shelves[id]):
+            if hurry and all(self._placement.replaceable(shelf, node) for shelf in shelves[id]):
                 patience = self._map.options.node_patience_seconds + size / SLOW_BYTES
             found.append((node, patience))
         return found

@@ -8,7 +8,7 @@ Invariants
     IN2  A document that is there already under its own key is inserted: a tool that copies the volume was faster.
     IN3  A node for which others can stand in is not waited for longer than node_patience_seconds, and longer in
          proportion to the bytes; and not at all when it has become suspect while this waited for a thread. Any other
-         gets the whole deadline.
+         gets the whole deadline, and every one when this is not the first failure: perhaps all nodes are slow.
     IN4  A volume of one node costs one thread hop.
 
 Concurrency
@@ -84,8 +84,10 @@ class Inserter:
         self._index = metadata.client[database].get_collection(CHUNKS, read_concern=ReadConcern("majority"))
         self._encoders = trio.CapacityLimiter(2 * options.threads)
 
-    async def insert(self, volume: Volume, share: list[Item], *, look_up: bool, journaled: bool) -> Outcome:
-        """One try; raises no FlakeError. Cancelled, it ends when no thread is at work any more."""
+    async def insert(
+        self, volume: Volume, share: list[Item], *, look_up: bool, journaled: bool, hurry: bool = True
+    ) -> Outcome:
+        """One try; raises no FlakeError. Cancelled, it ends when no thread is at work any more. *hurry*: IN3."""
         id, nodes = volume.record.id, volume.nodes
         if not nodes or len(nodes) != len(volume.record.nodes):
             return Outcome(id)  # it was moved since the plan was made
@@ -93,7 +95,7 @@ class Inserter:
         size = sum(len(item.data) for item in share)
         if len(nodes) == 1:  # IN4
             [node] = nodes
-            patience = self._patience(shelf, node, size)
+            patience = self._patience(shelf, node, size) if hurry else None
 
             def at_once() -> Outcome:
                 missing = self._prepare_sync(share, look_up)
@@ -116,7 +118,7 @@ class Inserter:
                 volume.collection,
                 messages,
                 journaled,
-                self._patience(shelf, node, size),
+                self._patience(shelf, node, size) if hurry else None,
                 limiter=node.writers,
             )
 

@@ -28,7 +28,7 @@ from flakefs.engine.offers import current_of, is_main_here
 from flakefs.engine.topology import Shelf, Standing, capacity_of, place_of, standing
 from flakefs.engine.volumes import Volume, VolumeMap
 from flakefs.errors import FlakeError, NoSpace, Refused, Unavailable, UsageError
-from flakefs.format.hashing import own_code_of
+from flakefs.format.hashing import HASH_BYTES, own_code_of
 from flakefs.format.placement import check_code, choose, satisfiable, why_not
 
 
@@ -36,14 +36,18 @@ class Placement:
     def __init__(self, map: VolumeMap, balancer: Balancer) -> None:
         self._map = map
         self._balancer = balancer
+        self._plain = Shelf(map.replication, False)
         self._spare: dict[tuple[Shelf, Node], bool] = {}
         self._spare_version = -1
         """`_spare` holds for this version of the map."""
 
     def shelf_of(self, name: bytes) -> Shelf:
         """Where a chunk of this name belongs."""
-        own = own_code_of(name)
-        return Shelf(own, True) if own else Shelf(self._map.replication, False)
+        if len(name) > HASH_BYTES:
+            return Shelf(own_code_of(name), True)
+        if self._plain.code != self._map.replication:
+            self._plain = Shelf(self._map.replication, False)
+        return self._plain
 
     def choose(self, shelf: Shelf, stored_bytes: int, excluded: Collection[int]) -> Volume | None:
         """A volume for about *stored_bytes*, or None when no volume but *excluded* ones takes chunks (PL1)."""

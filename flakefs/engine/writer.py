@@ -45,6 +45,8 @@ RUN_BYTES = 1024 * 1024
 """Blocks that follow each other go to one volume up to this sum, so that small ones share an insert."""
 PATIENCE = 2.0
 """A store() or harden() begins no further try after this many deadlines."""
+HURRIES = 2
+"""After so many failures a node has its whole deadline, whoever else there is: the nodes may be slow, not silent."""
 RETRY_SECONDS = 0.1
 """Between two questions whether any node is back; when none is after a deadline, that is the answer."""
 
@@ -200,6 +202,7 @@ class Writer:
         begun, deadline = trio.current_time(), self._map.options.deadline_seconds
         excluded: set[int] = set()
         failure: FlakeError | None = None
+        failures = 0
         while items:
             if failure is not None and trio.current_time() > begun + PATIENCE * deadline:
                 raise failure
@@ -213,7 +216,7 @@ class Writer:
                 continue
             ticket = self._map.epochs.begin()
             try:
-                outcomes = await self._carry_out(plan, look_up, journaled)
+                outcomes = await self._carry_out(plan, look_up, journaled, failures < HURRIES)
             finally:
                 self._map.epochs.end(ticket)
             for outcome in outcomes:
@@ -221,6 +224,7 @@ class Writer:
                     raise outcome.error
                 if outcome.places is None:
                     excluded.add(outcome.volume)
+                    failures += 1
                 for node, failure in outcome.failed:
                     self._map.suspect(node, failure)
             items = [item for item in items if item.entry.state is BUSY]
@@ -242,14 +246,14 @@ class Writer:
         lacking = next(shelf for shelf in shelves if self._placement.choose(shelf, 1, ()) is None)
         return self._placement.nobody(lacking, self._grower.failure)
 
-    async def _carry_out(self, plan: Plan, look_up: bool, journaled: bool) -> list[Outcome]:
+    async def _carry_out(self, plan: Plan, look_up: bool, journaled: bool, hurry: bool) -> list[Outcome]:
         outcomes: list[Outcome] = []
         if len(plan) == 1:
-            await self._go(outcomes, *plan[0], look_up, journaled)
+            await self._go(outcomes, *plan[0], look_up, journaled, hurry)
         else:
             async with trio.open_nursery() as nursery:
                 for volume, share in plan:
-                    nursery.start_soon(self._go, outcomes, volume, share, look_up, journaled)
+                    nursery.start_soon(self._go, outcomes, volume, share, look_up, journaled, hurry)
         return outcomes
 
     def _plan(self, items: Iterable[Item], excluded: set[int]) -> Plan | None:
@@ -276,12 +280,12 @@ class Writer:
         self._map.reserve(volume, sign * len(share), sign * sum(len(item.data) for item in share))
 
     async def _go(
-        self, outcomes: list[Outcome], volume: Volume, share: list[Item], look_up: bool, journaled: bool
+        self, outcomes: list[Outcome], volume: Volume, share: list[Item], look_up: bool, journaled: bool, hurry: bool
     ) -> None:
         """One try with one volume; never raises a FlakeError, for the sake of nurseries."""
         outcome = Outcome(volume.record.id)  # what is known when it is cancelled
         try:
-            outcome = await self._inserter.insert(volume, share, look_up=look_up, journaled=journaled)
+            outcome = await self._inserter.insert(volume, share, look_up=look_up, journaled=journaled, hurry=hurry)
             outcomes.append(outcome)
         finally:
             self._apply(volume, share, outcome, journaled)

@@ -79,6 +79,27 @@ async def test_a_chunk_that_is_there_already_counts_as_inserted(three: World) ->
         assert three.node_home(2)[collection].count_documents({}) == 2
 
 
+async def test_slow_nodes_are_not_given_up(three: World) -> None:
+    """IN3: when every node takes longer than one is usually waited for, writing is slow and no error."""
+    async with three.open() as engine:
+        await ready(engine)
+        waited = []
+        for node in engine._map.nodes.values():
+
+            def slow(*call, real=node.insert_sync, deadline_seconds=None, **named):
+                waited.append(deadline_seconds)
+                if deadline_seconds is not None:
+                    raise Unavailable("too slow for that")
+                return real(*call, **named)
+
+            node.insert_sync = slow
+        await engine.store([block := sealed(fresh())])
+        await engine.harden()
+        assert waited[0] >= engine._map.options.node_patience_seconds
+        assert_whole(three, [block])
+        engine.settle((), [block], ())
+
+
 @pytest.mark.parametrize("how", ["dies", "hangs"])
 @pytest.mark.parametrize("when", ["before store", "before harden"])
 async def test_p6_a_node_that_fails_in_the_middle(three: World, how: str, when: str) -> None:
