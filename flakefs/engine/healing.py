@@ -161,6 +161,7 @@ def put_copy_sync(node: Node, collection: str, document: Document, *, missing: b
     """
     node.introduce_sync()
     if missing:
+        node.barrier_sync()  # raises Refused when the database was emptied: nothing is put into one that is not ours
         node.create_volume_sync(collection)
     chunks = node.collection(collection, journaled=True)
     key: ObjectId = document["_id"]

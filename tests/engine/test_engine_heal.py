@@ -9,7 +9,7 @@ from bson.binary import Binary
 from pymongo.errors import OperationFailure
 
 from flakefs.engine import healing
-from flakefs.errors import ChunkCorrupt, ChunkMissing
+from flakefs.errors import ChunkCorrupt, ChunkMissing, Refused
 from flakefs.format.documents import CHUNKS, volume_collection
 from tests.engine.conftest import World, until
 from tests.engine.mirrored import copy, document, lose, mirrored, node_of, prefer, set_nodes, spoil, stored
@@ -132,6 +132,20 @@ async def test_what_is_removed_while_it_is_healed(world: World) -> None:
         assert engine.statistics().healed_chunks == 0
     assert document(world, ref, 1) is None
     assert document(world, ref, 2) is None
+
+
+async def test_a_node_that_was_wiped_is_not_filled_bit_by_bit(world: World) -> None:
+    """Its mark is gone, so it may be anybody's database: it is refused, as it is when a mount begins."""
+    [ref], [content] = await mirrored(world)
+    async with world.open(chunk_cache_bytes=0) as engine:
+        await until(lambda: all(node.asked for node in engine._map.nodes.values()))
+        world.node_home(1).client.drop_database(world.node_databases[1])
+        prefer(engine, 1)
+        assert await engine.fetch(ref) == content
+        await until(lambda: isinstance(node_of(engine, 1).problem, Refused))
+        assert await engine.fetch(ref) == content
+        assert engine.statistics().healed_chunks == 0
+    assert not [name for name in world.node_home(1).list_collection_names() if name.startswith("vol_")]
 
 
 @pytest.mark.logs
