@@ -148,7 +148,7 @@ def pause_command(state: State, name: str, folder: str | None) -> None:
 @dir_option
 @pass_state
 def resume_command(state: State, name: str, folder: str | None) -> None:
-    """Let MEMBER go on after `flakefs cluster pause`."""
+    """Let MEMBER go on, that was paused."""
     server = _cluster(state, folder).server(name)
     server.resume()
     click.echo(f"{name} goes on" if server.pid() is not None else f"{name} was not running")
