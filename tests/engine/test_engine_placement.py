@@ -302,7 +302,7 @@ def test_an_epoch_is_said_when_earlier_plans_are_over() -> None:
 
 
 async def test_a_session_acknowledges_what_it_knows(world: World) -> None:
-    """VO4: not while an insert that was planned before is under way."""
+    """VO4, O11: not while an insert that was planned before is under way."""
     sessions = world.metadata.client[world.database][SESSIONS]
     sessions.insert_one({"_id": 7})
 
