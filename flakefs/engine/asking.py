@@ -25,6 +25,7 @@ Not here
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from time import monotonic
@@ -40,6 +41,8 @@ from flakefs.engine.volumes import Volume, VolumeMap
 from flakefs.errors import ChunkMissing, FlakeError, Refused, Unavailable
 from flakefs.mongo.patience import LEAST_SECONDS
 from flakefs.values import ChunkRef
+
+log = logging.getLogger(__name__)
 
 SILENT_SECONDS = 2.0
 """So long a node that has kept a read waiting for its whole deadline gets no further one, unless a probe succeeds: the
@@ -245,7 +248,9 @@ class Race:
             elif not isinstance(answers[0], FlakeError):
                 self._note(node, ask, refs)
         except Exception as error:
-            self._bug = error  # of the reader, not of the engine
+            self._bug = error  # for whoever reads, not for the engine
+            if not self._left:
+                log.exception("bug in FlakeFS while reading from another replica")
         finally:
             del self._out[node]
             self._take(node, refs, answers)
