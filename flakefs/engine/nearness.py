@@ -49,10 +49,12 @@ class Nearness:
         return pace
 
     def distance(self, record: NodeRecord) -> int:
-        """0 on the rack of this process, 1 in its data center, 2 elsewhere."""
+        """0 on the rack of this process, 1 in its data center, 2 elsewhere; what is not known makes no difference."""
+        if not self._dc and not self._rack:
+            return 0
         if record.dc != self._dc:
             return 2
-        return 0 if record.rack == self._rack else 1
+        return 0 if not self._rack or record.rack == self._rack else 1
 
     def order(self, nodes: Sequence[Node], now: float) -> list[Node]:
         for node in nodes:

@@ -61,6 +61,16 @@ def test_the_nearest_first() -> None:
     assert ids(order) == [4, 3, 2, 1]
 
 
+def test_where_this_process_runs_may_not_be_known() -> None:
+    """Then the fastest is the nearest."""
+    named, unnamed = node(1, "east", "1"), node(2)
+    nearness = Nearness("", "")
+    nearness.pace(named).note(0.001, 0, 100.0)
+    nearness.pace(unnamed).note(0.030, 0, 100.0)
+    assert ids(nearness.order([unnamed, named], 100.0)) == [1, 2]
+    assert {Nearness("east", "").distance(node.record) for node in (named, unnamed)} == {0, 2}
+
+
 def test_the_fastest_of_equally_near_ones() -> None:
     one, two, three = node(1), node(2), node(3)
     nearness = Nearness("", "")
