@@ -23,11 +23,9 @@ from pathlib import Path
 
 from flakefs.app.stack import Resolve, metadata_door
 from flakefs.config import Config
-from flakefs.engine.admin import add_node, create_filesystem, list_nodes, read_filesystem, set_node
+from flakefs.engine.admin import add_node, create_filesystem, list_nodes, read_filesystem, set_node, set_replication
 from flakefs.errors import NotFormatted, UsageError
-from flakefs.format.documents import FORMAT
-from flakefs.format.placement import Place, check_code, why_not
-from flakefs.format.records import NodeRecord
+from flakefs.format.placement import check_code
 from flakefs.mongo.binaries import find_mongod
 from flakefs.mongo.cluster import NODES_MAX, LocalCluster, NodeLabel, describe, is_cluster, locked, prepare
 from flakefs.mongo.door import Door
@@ -153,18 +151,5 @@ def _furnish(door: Door, resolve: Resolve, cluster: LocalCluster, replication: s
         elif not (node.dc or node.rack):  # the first one, made with the file system
             set_node(door, home, node.id, dc=label.dc, rack=label.rack)
     if replication is not None and replication != read_filesystem(door, home).replication:
-        _set_replication(door, home, replication)
+        set_replication(door, home, replication)
         say(f"new files have replication {replication}")
-
-
-def _set_replication(door: Door, database: str, code: str) -> None:
-    nodes = list_nodes(door, database)
-    problem = why_not(code, [_place(node) for node in nodes])
-    if problem is not None:
-        raise UsageError(problem)
-    formats = door.client[database][FORMAT]
-    door.run_sync(lambda: formats.update_one({"_id": "format"}, {"$set": {"replication": code}}))
-
-
-def _place(node: NodeRecord) -> Place:
-    return Place(node.id, node.dc, node.rack, node.uri)
