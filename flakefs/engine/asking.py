@@ -203,7 +203,8 @@ class Race:
                 ask.scope.deadline = trio.current_time() + max(0.0, ask.begun + self._limit(node) - now)
 
     def _limit(self, node: Node) -> float:
-        return min(OVERDUE_SECONDS, node.door.deadline_seconds)
+        """Seconds after which it is overdue (AS2)."""
+        return min(OVERDUE_SECONDS, self._asker.map.options.node_patience_seconds, node.door.deadline_seconds)
 
     def _until_next(self, next: Node) -> float:
         """Seconds until *next* is asked, as far as is known; 0: now."""
