@@ -27,6 +27,7 @@ from flakefs.engine.options import EngineOptions
 from flakefs.errors import NoSpace
 from flakefs.format.placement import Place
 from flakefs.format.records import NodeRecord
+from flakefs.mongo.secrets import hosts_part
 
 
 class Shelf(NamedTuple):
@@ -95,5 +96,4 @@ def place_of(record: NodeRecord) -> Place:
 
 def server_of(uri: str) -> str:
     """The hosts of a MongoDB URI, without login and options: nodes with equal ones are on one server."""
-    hosts = uri.split("://", 1)[-1].split("/", 1)[0].split("?", 1)[0]
-    return hosts.rsplit("@", 1)[-1].lower()
+    return hosts_part(uri)

@@ -56,9 +56,14 @@ def redacted(uri: str) -> str:
     shown = _LOGIN.sub(lambda match: f"{match[1]}:{_hidden(match[2])}@", cut)
     shown = _OPTION.sub(lambda match: f"{match[1]}={_hidden(match[2])}", shown)
     shown = re.sub(r"(?i)%2f[^/?@,]*\.sock", lambda match: unquote(match[0]), shown)
-    for number, reference in enumerate(references):
-        shown = shown.replace(chr(_FIRST_TOKEN + number), reference)
-    return shown
+    return _restored(shown, references)
+
+
+def hosts_part(uri: str) -> str:
+    """The hosts of a URI as they are written, in lower case, references included; the URI itself when it names none."""
+    cut, references = _cut(uri)
+    hosts = re.split(r"[/?]", cut.partition("://")[2] or cut, maxsplit=1)[0].rpartition("@")[2].lower()
+    return _restored(hosts, references)
 
 
 def has_clear_secret(uri: str) -> bool:
@@ -92,6 +97,12 @@ def _cut(uri: str) -> tuple[str, list[str]]:
         return chr(_FIRST_TOKEN + len(references) - 1)
 
     return REFERENCE.sub(take, uri), references
+
+
+def _restored(text: str, references: list[str]) -> str:
+    for number, reference in enumerate(references):
+        text = text.replace(chr(_FIRST_TOKEN + number), reference)
+    return text
 
 
 def _checked(uri: str) -> str:

@@ -4,7 +4,7 @@ import pytest
 
 from flakefs.errors import ConfigError, UsageError
 from flakefs.mongo.clients import connect
-from flakefs.mongo.secrets import has_clear_secret, masked, redacted, refuse_clear_secret, resolved
+from flakefs.mongo.secrets import has_clear_secret, hosts_part, masked, redacted, refuse_clear_secret, resolved
 
 
 @pytest.fixture
@@ -67,6 +67,12 @@ def test_a_file_that_is_no_text(tmp_path):
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match="it is no text"):
         resolved(f"mongodb://u:${{file:{tmp_path}/binary}}@h/")
+
+
+def test_hosts_are_told_apart_whatever_the_references_hide():
+    assert hosts_part("mongodb://u:${file:/a/b@c}@Host:1,other/db?x=y") == "host:1,other"
+    assert hosts_part("mongodb://${env:U}:${env:P}@${env:HOST1}/") == "${env:HOST1}"
+    assert hosts_part("${file:/etc/one}") != hosts_part("${file:/etc/two}")
 
 
 @pytest.mark.parametrize(
