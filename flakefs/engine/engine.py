@@ -212,11 +212,6 @@ class Engine:
         """Raise UsageError when *code* is none, or the active nodes, as last heard of, cannot keep it."""
         self._placement.check_code(code)
 
-    @property
-    def default_code(self) -> str:
-        """The replication code of what asks for no other, as last heard of: it may be changed while we run."""
-        return self._map.replication
-
     def check_invariants(self) -> None:
         """For tests; see engine.table."""
         self._table.check_invariants()

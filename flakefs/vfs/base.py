@@ -51,7 +51,7 @@ class Base:
     @property
     def default_code(self) -> str:
         """The replication code of what has none of its own."""
-        return self.engine.default_code
+        return self.engine.replication
 
     def peek(self, ino: int) -> Inode | None:
         """The inode when it is in memory."""
