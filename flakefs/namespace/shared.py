@@ -32,6 +32,7 @@ from pymongo.database import Database
 
 from flakefs.errors import FlakeError
 from flakefs.format.documents import INODES, Document
+from flakefs.mongo.patience import ask
 from flakefs.mongo.stream import Stream
 from flakefs.namespace.cache import Cache
 from flakefs.namespace.coherence import Coherence
@@ -72,6 +73,7 @@ class Shared:
         self._told = False  # our document says that we share, and what we have seen
         self._unheard = set(session.others)  # live others whose end the stream has not told
         self._event = trio.Event()
+        self._writing = trio.Lock()  # of times
         self.switches = 0
         self.when_alone: Callable[[], None] = lambda: None  # set once
         session.when_beat = self.look_soon
@@ -86,8 +88,8 @@ class Shared:
         return not self._cache.shared or self.healthy
 
     def lag(self) -> float | None:
-        """Seconds from a change elsewhere to its arrival here, of the last one; None: none arrived, or no stream."""
-        return None if self._stream is None else self._stream.lag_seconds
+        """Seconds from a change elsewhere to its arrival here, of the last one; None: none arrived, or none would."""
+        return self._stream.lag_seconds if self._stream is not None and self.healthy else None
 
     def facts(self) -> dict[str, Any]:
         """What the session's document says about it, for `flakefs status`."""
@@ -224,19 +226,25 @@ class Shared:
                     await trio.sleep(RETRY_SECONDS)  # they are only times; the journal tells
 
     async def write_times(self) -> None:
-        """Times that shared mode keeps out of guarded documents."""
+        """Times that shared mode keeps out of guarded documents: all of them are stored on return, also by a session
+        that is about to end (P1)."""
         cache = self._cache
-        if not cache.times or self._session.fenced:
-            return
-        times, cache.times = cache.times, {}
-        began = monotonic()
-        try:
-            await cache.read(lambda db: _raise_times(db, times))
-        except FlakeError:
-            for ino, (time, atime) in times.items():
-                before = cache.times.get(ino, (0, 0))
-                cache.times[ino] = (max(before[0], time), max(before[1], atime))
-            raise
+        async with self._writing:
+            if not cache.times or self._session.fenced:
+                return
+            times, cache.times = cache.times, {}
+            began = monotonic()
+            try:
+                await ask(
+                    cache.door,
+                    lambda: _raise_times(cache.database, times),
+                    lambda: cache.options.error_timeout_seconds,
+                )
+            except BaseException:
+                for ino, (time, atime) in times.items():
+                    before = cache.times.get(ino, (0, 0))
+                    cache.times[ino] = (max(before[0], time), max(before[1], atime))
+                raise
         log.debug("times of %d inodes were written in %.3f s", len(times), monotonic() - began)
 
 

@@ -349,9 +349,12 @@ async def open_namespace(
             failed = failed or error
         try:
             with trio.CancelScope(shield=True):
-                if cache.shared and namespace._shared is not None and not session.fenced:
-                    await _leave(cache, orphans, namespace._shared)
+                if cache.shared and not session.fenced:
+                    with suppress(FlakeError):  # a later session does it too
+                        await orphans.leave()
                 await journal.close()
+                if namespace._shared is not None:
+                    await namespace._shared.write_times()
         except FlakeError as error:
             if failed is None:
                 failed = error
@@ -368,15 +371,6 @@ async def _helping(run: Callable[[], Awaitable[None]]) -> None:
         await run()
     except Exception:
         log.exception("a background task met a bug in FlakeFS and has ended")
-
-
-async def _leave(cache: Cache, orphans: Orphans, shared: Shared) -> None:
-    """What a session does for the others before it ends; a later one does it too."""
-    try:
-        await shared.write_times()
-        await orphans.leave()
-    except FlakeError:
-        cache.times.clear()
 
 
 __all__ = ["Namespace", "open_namespace"]
