@@ -5,10 +5,10 @@ Purpose
     mount was told to go on with fewer copies than there should be.
 
 Invariants
-    CP1  A volume's document names a further node only when every chunk that any other copy has lies there, journaled,
+    CM1  A volume's document names a further node only when every chunk that any other copy has lies there, journaled,
          and nobody inserts any more.
-    CP2  A volume whose code cannot be kept by the nodes there are is left as it is: not sealed, and named.
-    CP3  Killed at any moment it leaves a copy that no document names; the next run goes on with it.
+    CM2  A volume whose code cannot be kept by the nodes there are is left as it is: not sealed, and named.
+    CM3  Killed at any moment it leaves a copy that no document names; the next run goes on with it.
 
 Concurrency
     Blocks, one thread; the volume's lease keeps others away.
@@ -46,7 +46,7 @@ def complete(fleet: Fleet, volume_id: int, watch: Watch, rate: Rate | None = Non
         sources = [fleet.nodes[number] for number in volume.nodes if fleet.answers(number)]
         if not sources:
             raise Unavailable(f"no node that holds volume {volume_id} answers")
-        nodes = further_nodes(fleet, volume)  # CP2
+        nodes = further_nodes(fleet, volume)  # CM2
         watch.say(f"sealing volume {volume_id}")
         epoch = seal(fleet.door, fleet.database, lease)
         wait_acknowledged(fleet.door, fleet.database, epoch, watch.say, check=lease.check)
@@ -68,7 +68,7 @@ def complete(fleet: Fleet, volume_id: int, watch: Watch, rate: Rate | None = Non
                     advance=watch.advance, rate=rate,
                 )  # fmt: skip
                 watch.end()
-        if not lease.update({"nodes": nodes, "code": code}, nodes=list(volume.nodes)):  # CP1
+        if not lease.update({"nodes": nodes, "code": code}, nodes=list(volume.nodes)):  # CM1
             raise Damaged(f"the nodes of volume {volume_id} were changed by somebody else: run flakefs fsck")
         lease.update({"sealed_at": raise_epoch(fleet.door, fleet.database)})
     fleet.moved(volume_id, nodes)
@@ -84,7 +84,7 @@ def incomplete(fleet: Fleet, volume: VolumeRecord) -> bool:
 
 
 def further_nodes(fleet: Fleet, volume: VolumeRecord) -> list[int]:
-    """Nodes for all copies, those of now included, with as few new ones as possible. Raises Unavailable (CP2)."""
+    """Nodes for all copies, those of now included, with as few new ones as possible. Raises Unavailable (CM2)."""
     code = wanted_code(volume, fleet.format.replication)
     kept = [number for number in volume.nodes if number in fleet.records]
     servers = {fleet.records[number].uri for number in kept}

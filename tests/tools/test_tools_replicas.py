@@ -37,7 +37,7 @@ def test_a_sound_file_system_needs_nothing(trio_world: World) -> None:
 
 
 def test_missing_chunks_are_copied_from_the_other_node(trio_world: World) -> None:
-    """RF2"""
+    """RF2, CP1, CP2"""
     world = trio_world
     world.copy.delete_one({"_id": ObjectId(world.one.key)})
     world.volume.delete_one({"_id": ObjectId(world.two.key)})
@@ -159,7 +159,7 @@ def test_only_one_node(trio_world: World) -> None:
 
 
 def test_a_raised_replication_is_completed(trio_world: World) -> None:
-    """The default code counts for volumes of an older one."""
+    """CM1: the default code counts for volumes of an older one."""
     world = trio_world
     world.set(d.FORMAT, "format", replication="002")
     assert kinds(world) == {"volume-short"}
@@ -172,6 +172,7 @@ def test_a_raised_replication_is_completed(trio_world: World) -> None:
 
 
 def test_racks_count(trio_world: World) -> None:
+    """CM2"""
     world = trio_world
     world.set(d.FORMAT, "format", replication="010")
     done = repair(world)
@@ -195,7 +196,7 @@ def test_a_node_that_is_no_more_is_forgotten_and_replaced(trio_world: World) -> 
 
 
 def test_a_copy_that_was_begun_is_gone_on_with(trio_world: World) -> None:
-    """RF3, CP3: killed after it had copied a part."""
+    """RF3, CM3: killed after it had copied a part."""
     world = trio_world
     world.set(d.FORMAT, "format", replication="002")
     world.homes[3][world.volume.name].insert_one(world.volume.find_one({"_id": ObjectId(world.one.key)}))
