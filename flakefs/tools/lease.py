@@ -112,19 +112,17 @@ class Lease:
 @contextmanager
 def volume_lease(door: Door, database: str, volume_id: int, what: str) -> Iterator[Lease]:
     """Hold the lease of a volume. *what* tells others what is being done. Raises VolumeTaken, UsageError."""
-    by = _myself()
-    begun = monotonic()
-    document = _take(door, database, volume_id, by, what)
-    if document is None:
-        raise UsageError(f"there is no volume {volume_id}")
-    lease = Lease(door, database, volume_id, by, begun)
+    lease = Lease(door, database, volume_id, _myself(), monotonic())
     renewer = threading.Thread(target=lease.renew_forever, name=f"lease of volume {volume_id}", daemon=True)
-    renewer.start()
     try:
+        if _take(door, database, volume_id, lease.by, what) is None:
+            raise UsageError(f"there is no volume {volume_id}")
+        renewer.start()
         yield lease
-    finally:
+    finally:  # also when Ctrl-C came while it was being taken
         lease.give_back()
-        renewer.join()
+        if renewer.ident is not None:
+            renewer.join()
 
 
 def _take(door: Door, database: str, volume: int, by: str, what: str) -> Document | None:
