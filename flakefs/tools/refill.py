@@ -221,7 +221,8 @@ class Repair:
         for number, node in nodes.items():
             on = self._fleet.on(number)
             if node.failure and on:
-                self.done.waiting.append(f"{len(on)} volumes wait for node {number}: {node.failure}")
+                waits = "1 volume waits" if len(on) == 1 else f"{len(on)} volumes wait"
+                self.done.waiting.append(f"{waits} for node {number}: {node.failure}")
 
     def _fill(self, node: Node, stretch: Stretch) -> None:
         number, id = node.record.id, stretch.volume
@@ -251,7 +252,7 @@ class Repair:
         silent = [n for n in volume.nodes if not self._fleet.answers(n)]
         if lacking and silent:
             self.done.waiting.append(
-                f"{len(lacking)} chunks of volume {id} wait for {_named(silent)}, where the other copies are"
+                f"volume {id}: {len(lacking)} missing on node {number} wait for {_named(silent)}, which may have them"
             )
         else:
             self.lost |= {ref.hash for ref in lacking}

@@ -129,8 +129,8 @@ def test_a_node_that_does_not_answer_is_waited_for(trio_world: World) -> None:
     done = repair(world)
     assert not done.complete
     assert not done.lost_chunks
-    assert "1 volumes wait for node 2" in done.text()
-    assert "1 chunks of volume 1 wait for node 2, where the other copies are" in done.text()
+    assert "1 volume waits for node 2" in done.text()
+    assert "volume 1: 1 missing on node 1 wait for node 2, which may have them" in done.text()
 
 
 def test_a_node_whose_address_means_nothing_here_is_waited_for(trio_world: World) -> None:
@@ -143,7 +143,7 @@ def test_a_node_whose_address_means_nothing_here_is_waited_for(trio_world: World
 
     done = repair_replicas(trio_world.door, trio_world.database, resolve)
     assert not done.complete
-    assert "1 volumes wait for node 2: there is no secret here" in done.text()
+    assert "1 volume waits for node 2: there is no secret here" in done.text()
     report = check(trio_world.door, trio_world.database, resolve, deep=True)
     assert (set(report.kinds) - {"session-live"}) == {"node-unreachable"}
 

@@ -34,9 +34,9 @@ WAIT_SECONDS = 60.0
 class Hollow:
     """Volume 2 on node 2, a server of its own: many chunks, of which one in ten is left."""
 
-    def __init__(self, world: World, servers: Servers, *, left: int = 10) -> None:
+    def __init__(self, world: World, servers: Servers, *, left: int = 10, replica_set: bool = False) -> None:
         self.world = world
-        self.server = servers.node(5)
+        self.server = servers.metadata if replica_set else servers.node(5)
         self.client = self.server.client()
         self.home = self.client[f"{world.database}_hollow"]
         self.volume = self.home[d.volume_collection(world.uuid, 2)]
@@ -124,6 +124,13 @@ def test_the_disk_space_of_deleted_chunks_comes_back(new_hollow: Callable[..., H
     assert options["storageEngine"]["wiredTiger"]["configString"] == "block_compressor=none"
     again = hollow.run()
     assert (again.rewritten, again.freed_bytes) == ([], 0), "it is measured again"
+
+
+def test_a_replica_set_is_a_node_too(new_hollow: Callable[..., Hollow]) -> None:
+    """RW1"""
+    hollow = new_hollow(left=50, replica_set=True)
+    assert len(hollow.run().rewritten) == 1
+    hollow.assert_kept()
 
 
 def test_what_is_not_worth_it_is_left(new_hollow: Callable[..., Hollow]) -> None:
