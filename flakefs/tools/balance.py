@@ -26,7 +26,7 @@ from flakefs.errors import NoSpace, Unavailable
 from flakefs.tools.copying import Rate
 from flakefs.tools.fleet import Fleet
 from flakefs.tools.lease import VolumeTaken
-from flakefs.tools.moving import Moved, Mover, Watch
+from flakefs.tools.moving import Moved, Mover, PlacesChanged, Watch
 
 THRESHOLD = 0.10
 """Of the mean."""
@@ -73,7 +73,7 @@ def balance(
             break
         try:
             mover.move(move.volume, move.source, move.target)
-        except VolumeTaken:
+        except (VolumeTaken, PlacesChanged):
             taken.add(move.volume)
         except NoSpace as error:
             fleet.nodes[move.target].failure = error

@@ -29,7 +29,7 @@ from flakefs.format.records import VolumeRecord
 from flakefs.tools.copying import Rate, drop_volume
 from flakefs.tools.fleet import Fleet, replaced
 from flakefs.tools.lease import DURABLE, LEASE_SECONDS, VolumeTaken
-from flakefs.tools.moving import Moved, Mover, Watch
+from flakefs.tools.moving import Moved, Mover, PlacesChanged, Watch
 from flakefs.tools.reader import Reader
 from flakefs.tools.rewriting import drop_unfinished, unfinished_copies
 from flakefs.tools.sealing import raise_epoch, wait_acknowledged
@@ -139,6 +139,8 @@ def _move_away(mover: Mover, volume: VolumeRecord, number: int) -> None:
             continue
         try:
             mover.move(volume.id, number, target)
+            return
+        except PlacesChanged:  # another tool was faster
             return
         except NoSpace as error:
             fleet.nodes[target].failure = error

@@ -44,6 +44,10 @@ FINISH_SECONDS = 20.0
 COMPARE_TRIES = 3
 
 
+class PlacesChanged(UsageError):
+    """The volume does not lie where it was to be moved from, or lies already where it was to go."""
+
+
 class Watch:
     """What a person sees of it; this one shows nothing."""
 
@@ -93,7 +97,7 @@ class Mover:
 
     def move(self, volume_id: int, source: int, target: int) -> None:
         """Have *target* hold the copy that *source* holds. The old copy goes with this call or a later one, at the
-        latest with finish(). Raises VolumeTaken when another tool works on the volume.
+        latest with finish(). Raises VolumeTaken when another tool works on the volume, PlacesChanged when it did.
         """
         what = f"moving it from node {source} to node {target}"
         with volume_lease(self.fleet.door, self.fleet.database, volume_id, what) as lease:
@@ -223,9 +227,9 @@ class Mover:
 
 def _check_places(volume: VolumeRecord, source: int, target: int) -> None:
     if source not in volume.nodes:
-        raise UsageError(f"volume {volume.id} does not lie on node {source}; it lies on {_named(volume.nodes)}")
+        raise PlacesChanged(f"volume {volume.id} does not lie on node {source}; it lies on {_named(volume.nodes)}")
     if target in volume.nodes:
-        raise UsageError(f"volume {volume.id} lies on node {target} already; it lies on {_named(volume.nodes)}")
+        raise PlacesChanged(f"volume {volume.id} lies on node {target} already; it lies on {_named(volume.nodes)}")
 
 
 def _place(volume: int, node: int) -> str:

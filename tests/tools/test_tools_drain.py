@@ -17,8 +17,9 @@ from flakefs.format import documents as d
 from flakefs.format.records import VolumeRecord, read_volume
 from flakefs.tools.balance import balance
 from flakefs.tools.copying import copy_volume
-from flakefs.tools.drain import drain
+from flakefs.tools.drain import _move_away, drain
 from flakefs.tools.lease import VolumeTaken, volume_lease
+from flakefs.tools.moving import Mover
 from flakefs.tools.remove import remove
 from flakefs.tools.rewriting import copy_name
 
@@ -96,6 +97,19 @@ def test_volumes_of_other_tools_are_waited_for(world: World, other: Any, monkeyp
     with volume_lease(world.door, world.database, 1, "scrub"), fleet_of(world) as fleet:  # noqa: SIM117
         with pytest.raises(VolumeTaken, match=f"scrub.*process {os.getpid()}"):
             drain(fleet, 1)
+
+
+def test_two_drains_at_once(world: World, new_other: NewOther) -> None:
+    """The second one meets a volume that the first has moved since it looked."""
+    new_other(2), new_other(3)
+    with fleet_of(world) as fleet:
+        second = Mover(fleet)
+        volume = fleet.volumes[1]
+        with fleet_of(world) as same:
+            assert drain(same, 1).volumes == [(1, 1, 2)]
+        _move_away(second, volume, 1)
+    assert not second.done.volumes
+    assert world.check(deep=True).clean
 
 
 def test_a_half_made_copy_is_continued(world: World, new_other: NewOther) -> None:
