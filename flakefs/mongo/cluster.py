@@ -125,11 +125,11 @@ class LocalCluster:
 
     def start(self, names: Iterable[str], mongod: str) -> list[str]:
         """Start those that do not run, and wait for them; their names (LC2). *mongod*: as in the configuration."""
+        names = list(names)
         missing = [name for name in names if self.server(name).pid() is None]
-        if not missing:
-            return []
-        binary = find_mongod(mongod)
-        check_space(self.folder, fresh=True)
+        if missing:
+            binary = find_mongod(mongod)
+            check_space(self.folder, fresh=True)
         begun: list[str] = []
 
         def start(name: str) -> None:
@@ -141,7 +141,7 @@ class LocalCluster:
 
         try:
             _together(start, missing)
-            if any(name in self.metadata for name in missing):
+            if any(name in self.metadata for name in names):  # also when all run: who began may have been killed
                 self._wait_primary()
         except BaseException:
             _together(lambda name: self.server(name).kill(), list(begun))

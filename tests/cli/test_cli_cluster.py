@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 from flakefs.app.cluster import labels
 from flakefs.cli.root import root
+from flakefs.mongo.binaries import find_mongod
 from flakefs.mongo.cluster import MARK, LocalCluster, NodeLabel, describe
 
 
@@ -146,6 +147,19 @@ def test_a_start_that_fails_leaves_no_process(place):
     taken.unlink()
     assert "replication 001 cannot be kept by the 1 node there is" in place.dev("--replication", "001", status=2)
     assert not place.processes(), "CD2"
+
+
+def test_it_goes_on_where_it_was_killed(place):
+    """The worst moment: all servers run, and nobody has made a replica set of them."""
+    place.folder.mkdir()
+    describe(place.folder, "trial", labels([], 1, 1, 1))
+    for server in LocalCluster(place.folder).servers.values():
+        server.start(find_mongod())
+        server.wait_ready()
+    place.dev()
+    place.config = place.folder / "flakefs.conf"
+    assert "no damage" in place.run("fsck")
+    place.run("cluster", "stop", "--remove")
 
 
 def test_nodes_are_spread_evenly():
