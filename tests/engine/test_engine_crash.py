@@ -176,6 +176,7 @@ async def test_a_second_node_takes_over(private_world: World) -> None:
     world = private_world
     world.add_node(2)
     async with world.open(deadline_seconds=2.0) as engine:
+        await until(lambda: len(engine._map.volumes()) == 2)
         blocks = [sealed(fresh(50_000)) for _ in range(20)]
         for block in blocks:
             await engine.store([block])

@@ -12,7 +12,7 @@ from flakefs.engine.admin import list_volumes, set_node
 from flakefs.engine.balance import Candidate, Random, Strict, candidate, load_balancer
 from flakefs.errors import ConfigError, NoSpace, Refused, Unavailable
 from flakefs.format.documents import NODE_MARKER
-from tests.engine.conftest import World, fresh, sealed
+from tests.engine.conftest import World, fresh, sealed, until
 
 
 def simulate(balancer, sizes, nodes: int = 2, capacities=None) -> list[Candidate]:
@@ -140,6 +140,7 @@ async def test_two_nodes_stay_equally_full(world: World) -> None:
 async def test_random_uses_all_nodes(world: World) -> None:
     world.add_node()
     async with world.open(balance="random") as engine:
+        await until(lambda: len(engine._map.volumes()) == 2)
         blocks = [sealed(fresh()) for _ in range(60)]
         for block in blocks:
             await engine.store([block])
