@@ -349,7 +349,7 @@ async def open_namespace(
             failed = failed or error
         try:
             with trio.CancelScope(shield=True):
-                if cache.shared and not session.fenced:
+                if namespace._shared is not None and namespace._shared.switches and not session.fenced:
                     with suppress(FlakeError):  # a later session does it too
                         await orphans.leave()
                 await journal.close()
