@@ -14,7 +14,8 @@ Invariants
     CO4  Only a node that bears its mark is read from or written to: an address may lead to a wrong database.
 
 Concurrency
-    Blocks. The volume is to be sealed, and everybody to know it (tools.sealing); chunks may be deleted meanwhile.
+    Blocks; a thread of its own reads one batch ahead. The volume is to be sealed, and everybody to know it
+    (tools.sealing); chunks may be deleted meanwhile.
 
 Not here
     Which node is the target, and what follows from a copy (tools.moving, tools.replicas).
@@ -23,6 +24,7 @@ Not here
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from time import monotonic, sleep
@@ -45,7 +47,7 @@ from flakefs.tools.chunks import KEYS_PAGE, Node
 
 CHUNK_MAX = 8 * 1024 * 1024
 BATCH_BYTES = 16 * 1024 * 1024
-"""So much is in memory at once, about."""
+"""So much is read at once; twice as much is in memory, about."""
 BATCH_CHUNKS_MAX = 500
 CALL_SECONDS = 60.0
 JOURNALED = WriteConcern("majority", j=True)
@@ -107,14 +109,16 @@ def copy_volume(
     work = _Copy(name, sources, target, chunk_size)
     together = max(1, min(BATCH_CHUNKS_MAX, BATCH_BYTES // chunk_size))
     rate = rate or Rate(None)
-    for source in sources:
-        for there, missing in _compare(name, source, target):
-            if there:
-                advance(there, 0)
-            for start in range(0, len(missing), together):
+    with ThreadPoolExecutor(1, "copying") as ahead:
+        for source in sources:
+            batches = _batches(name, source, target, together, advance)
+            coming = _submitted(ahead, work, source, batches)
+            while coming is not None:
+                documents = coming.result()
                 check()
-                chunks, size = work.copy(source, missing[start : start + together])
-                advance(chunks, size)
+                coming = _submitted(ahead, work, source, batches)
+                size = work.insert(documents)
+                advance(len(documents), size)
                 rate.spend(size, check)
     return work.done
 
@@ -168,8 +172,25 @@ def _compare(name: str, source: Node, target: Node) -> Iterator[tuple[int, list[
         after = keys[-1]
 
 
+def _batches(name: str, source: Node, target: Node, together: int, advance: Advance) -> Iterator[list[ObjectId]]:
+    """Keys that *target* lacks, as many as are copied together."""
+    for there, missing in _compare(name, source, target):
+        if there:
+            advance(there, 0)
+        for start in range(0, len(missing), together):
+            yield missing[start : start + together]
+
+
+def _submitted(
+    ahead: ThreadPoolExecutor, work: _Copy, source: Node, batches: Iterator[list[ObjectId]]
+) -> Future[list[RawBSONDocument]] | None:
+    """The next batch on its way, while the one before it is being written; None: that was the last."""
+    keys = next(batches, None)
+    return None if keys is None else ahead.submit(work.read, source, keys)
+
+
 class _Copy:
-    """One copy_volume()."""
+    """One copy_volume(). read() runs in a thread of its own, one batch ahead."""
 
     def __init__(self, name: str, sources: Sequence[Node], target: Node, chunk_size: int) -> None:
         self.done = Copied()
@@ -178,17 +199,22 @@ class _Copy:
         self._target = target
         self._chunk_size = chunk_size
 
-    def copy(self, source: Node, keys: list[ObjectId]) -> tuple[int, int]:
-        """One batch; (chunks, stored bytes). A chunk that was deleted meanwhile is no more."""
+    def read(self, source: Node, keys: list[ObjectId]) -> list[RawBSONDocument]:
+        """One batch, verified. A chunk that was deleted meanwhile is no more."""
         found = self._read(source, {"_id": {"$in": keys}})
-        documents = [
+        return [
             document if is_good(document, self._chunk_size) else self._other(source, document) for document in found
         ]
-        self._insert(documents)
+
+    def insert(self, documents: list[RawBSONDocument]) -> int:
+        """Journaled (CO2); the stored bytes."""
+        if documents:
+            call = partial(_insert, _raw(self._target, self._name), documents)
+            self._target.door.run_sync(call, deadline_seconds=CALL_SECONDS)
         size = sum(map(_stored_bytes, documents))
         self.done.chunks += len(documents)
         self.done.stored_bytes += size
-        return len(documents), size
+        return size
 
     def _other(self, source: Node, bad: RawBSONDocument) -> RawBSONDocument:
         """The same chunk from a source whose copy is good; or the bad one (CO1)."""
@@ -205,11 +231,6 @@ class _Copy:
     def _read(self, node: Node, wanted: d.Document) -> list[RawBSONDocument]:
         collection = _raw(node, self._name)
         return node.door.run_sync(lambda: list(collection.find(wanted).sort("_id", 1)), deadline_seconds=CALL_SECONDS)
-
-    def _insert(self, documents: list[RawBSONDocument]) -> None:
-        if documents:
-            call = partial(_insert, _raw(self._target, self._name), documents)
-            self._target.door.run_sync(call, deadline_seconds=CALL_SECONDS)
 
 
 def _raw(node: Node, name: str) -> Collection[RawBSONDocument]:
