@@ -25,7 +25,7 @@ from typing import NamedTuple
 from flakefs.errors import NoSpace, Unavailable
 from flakefs.tools.copying import Rate
 from flakefs.tools.fleet import Fleet
-from flakefs.tools.lease import VolumeTaken
+from flakefs.tools.lease import VolumeGone, VolumeTaken
 from flakefs.tools.moving import Moved, Mover, PlacesChanged, Watch
 
 THRESHOLD = 0.10
@@ -73,7 +73,7 @@ def balance(
             break
         try:
             mover.move(move.volume, move.source, move.target)
-        except (VolumeTaken, PlacesChanged):
+        except (VolumeTaken, VolumeGone, PlacesChanged):
             taken.add(move.volume)
         except NoSpace as error:
             fleet.nodes[move.target].failure = error

@@ -28,7 +28,7 @@ from flakefs.format import documents as d
 from flakefs.format.records import VolumeRecord
 from flakefs.tools.copying import Rate, drop_volume
 from flakefs.tools.fleet import Fleet, replaced
-from flakefs.tools.lease import DURABLE, LEASE_SECONDS, VolumeTaken
+from flakefs.tools.lease import DURABLE, LEASE_SECONDS, VolumeGone, VolumeTaken
 from flakefs.tools.moving import Moved, Mover, PlacesChanged, Watch
 from flakefs.tools.reader import Reader
 from flakefs.tools.rewriting import drop_unfinished, unfinished_copies
@@ -140,7 +140,7 @@ def _move_away(mover: Mover, volume: VolumeRecord, number: int) -> None:
         try:
             mover.move(volume.id, number, target)
             return
-        except PlacesChanged:  # another tool was faster
+        except (PlacesChanged, VolumeGone):  # another tool was faster
             return
         except NoSpace as error:
             fleet.nodes[target].failure = error

@@ -47,6 +47,10 @@ class VolumeTaken(HeldElsewhere):
     """Another tool works on the volume."""
 
 
+class VolumeGone(UsageError):
+    """There is no such volume, or no longer."""
+
+
 class Lease:
     """A lease that is held; made by volume_lease()."""
 
@@ -111,12 +115,12 @@ class Lease:
 
 @contextmanager
 def volume_lease(door: Door, database: str, volume_id: int, what: str) -> Iterator[Lease]:
-    """Hold the lease of a volume. *what* tells others what is being done. Raises VolumeTaken, UsageError."""
+    """Hold the lease of a volume. *what* tells others what is being done. Raises VolumeTaken, VolumeGone."""
     lease = Lease(door, database, volume_id, _myself(), monotonic())
     renewer = threading.Thread(target=lease.renew_forever, name=f"lease of volume {volume_id}", daemon=True)
     try:
         if _take(door, database, volume_id, lease.by, what) is None:
-            raise UsageError(f"there is no volume {volume_id}")
+            raise VolumeGone(f"there is no volume {volume_id}")
         renewer.start()
         yield lease
     finally:  # also when Ctrl-C came while it was being taken
@@ -187,4 +191,4 @@ def _sentence(volume: int, work: Mapping[str, Any]) -> str:
     )
 
 
-__all__ = ["LEASE_SECONDS", "Lease", "VolumeTaken", "holder_text", "volume_lease"]
+__all__ = ["LEASE_SECONDS", "Lease", "VolumeGone", "VolumeTaken", "holder_text", "volume_lease"]

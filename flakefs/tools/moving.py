@@ -31,11 +31,12 @@ from typing import NamedTuple
 
 from flakefs.engine.sweep import stored_volumes
 from flakefs.errors import Damaged, FlakeError, Unavailable, UsageError
+from flakefs.format import documents as d
 from flakefs.format.records import VolumeRecord
 from flakefs.tools import chunks
 from flakefs.tools.copying import Rate, copy_volume, drop_volume, lacking
 from flakefs.tools.fleet import Fleet, replaced
-from flakefs.tools.lease import Lease, VolumeTaken, volume_lease
+from flakefs.tools.lease import Lease, VolumeGone, VolumeTaken, volume_lease
 from flakefs.tools.reader import Reader
 from flakefs.tools.sealing import acknowledged, raise_epoch, seal, wait_acknowledged
 
@@ -205,8 +206,12 @@ class Mover:
                 drop_volume(node, uuid, volume_id)
         except VolumeTaken:
             raise
-        except UsageError:  # the volume is gone
-            self.done.kept.append(f"{where}: the volume has been removed")
+        except VolumeGone:  # vacuum has dropped it; nobody makes it again
+            index = self.fleet.door.client[self.fleet.database][d.CHUNKS]
+            if self.fleet.door.run_sync(lambda: index.find_one({"v": volume_id}, {"_id": 1})) is None:
+                drop_volume(node, uuid, volume_id)
+            else:
+                self.done.kept.append(f"{where}: files name it, but it has no document; run flakefs fsck")
         except FlakeError as error:
             self.done.kept.append(f"{where}: {error}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import runpy
 from collections.abc import Callable
@@ -110,6 +111,20 @@ def test_two_drains_at_once(world: World, new_other: NewOther) -> None:
         _move_away(second, volume, 1)
     assert not second.done.volumes
     assert world.check(deep=True).clean
+
+
+def test_a_volume_that_vacuum_drops_meanwhile(world: World, other: Any) -> None:
+    world.meta[d.VOLUMES].insert_one(VolumeRecord(id=2, nodes=(1,), state="sealed", sealed_at=1).document())
+    world.node.create_collection(d.volume_collection(world.uuid, 2))
+    with fleet_of(world) as fleet:
+        volume = fleet.volumes[2]
+        world.meta[d.VOLUMES].delete_one({"_id": 2})
+        _move_away(Mover(fleet), volume, 1)
+        mover = Mover(fleet)
+        fleet.volumes[2] = dataclasses.replace(volume, nodes=(2,))
+        mover.drop_leftovers([1])
+    assert not mover.done.kept
+    assert d.volume_collection(world.uuid, 2) not in world.node.list_collection_names()
 
 
 def test_a_half_made_copy_is_continued(world: World, new_other: NewOther) -> None:
