@@ -30,6 +30,7 @@ from flakefs.format.documents import CHUNKS, VOLUMES, InodeRecord, read_index
 from flakefs.format.hashing import chunk_hash, content_hash_of, own_code_of
 from flakefs.format.records import VolumeRecord, read_volume
 from flakefs.mongo.door import Door
+from flakefs.mongo.patience import ask
 from flakefs.namespace import Inode
 from flakefs.values import Block, ChunkRef, Extent
 from flakefs.vfs import FileSystem
@@ -153,7 +154,7 @@ async def facts(fs: FileSystem, path: bytes, door: Door, database: str, *, follo
     async with aclosing(extents(fs, inode)) as stream:
         found = [extent async for extent in stream]
     value, covers = checksum(found, inode.size) if stat.S_ISREG(inode.mode) else ("", "")
-    chunks = await door.run(lambda: chunk_facts(door, database, found))
+    chunks = await ask(door, lambda: chunk_facts(door, database, found), fs.ns.patience)
     extension, mime_type = kind_of_content(base(path), inode.mode)
     return Facts(
         **_attributes(inode, path),

@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 from flakefs.api.facts import KINDS, Entry, entry
 from flakefs.api.paths import reach
 from flakefs.api.portal import Portal
 from flakefs.errors import UsageError
+from flakefs.format.documents import InodeRecord
 from flakefs.mongo.door import Door
+from flakefs.mongo.patience import ask
 from flakefs.namespace import queries
 from flakefs.vfs import FileSystem
 
@@ -47,21 +50,29 @@ def found(portal: Portal, door: Door, database: str, top: bytes, query: Query) -
 
 def _entries(portal: Portal, door: Door, database: str, top: bytes, query: Query) -> Iterator[Entry]:
     below = top.rstrip(b"/") + b"/"
-    rows = queries.find(  # asks when it is iterated, below
-        door.client[database],
-        name=query.name,
-        type=LETTERS[query.kind] if query.kind is not None else None,
-        size_min=query.size_min,
-        size_max=query.size_max,
-        newer=query.newer,
-        older=query.older,
-    )
 
-    def batch() -> list[Entry]:
+    def begin() -> tuple[Iterator[tuple[bytes, InodeRecord]], list[Entry]]:
+        rows = queries.find(
+            door.client[database],
+            name=query.name,
+            type=LETTERS[query.kind] if query.kind is not None else None,
+            size_min=query.size_min,
+            size_max=query.size_max,
+            newer=query.newer,
+            older=query.older,
+        )
+        return rows, batch(rows)
+
+    def batch(rows: Iterator[tuple[bytes, InodeRecord]]) -> list[Entry]:
         return [entry(record, path) for path, record in itertools.islice(rows, BATCH)]
 
-    async def fetch(_fs: FileSystem) -> list[Entry]:
-        return await door.run(batch)
+    async def first(fs: FileSystem) -> tuple[Iterator[tuple[bytes, InodeRecord]], list[Entry]]:
+        return await ask(door, begin, fs.ns.patience)
 
-    while entries := portal.call(fetch):
+    async def further(_fs: FileSystem) -> list[Entry]:  # of a cursor that can only go on
+        return await door.run(partial(batch, rows))
+
+    rows, entries = portal.call(first)
+    while entries:
         yield from (e for e in entries if e.path == top or e.path.startswith(below))
+        entries = portal.call(further)

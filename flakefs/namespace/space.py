@@ -107,6 +107,8 @@ class Namespace:
         self.peek_child = entries.peek_child
         self.child = entries.child
         self.load = segments.load
+        self.patience: Callable[[], float] = cache.patience
+        """Seconds that whoever needs an answer of the metadata server waits for one."""
         # Changing
         self.truncate = segments.truncate
         self.changed = cache.changed
@@ -349,12 +351,7 @@ async def open_namespace(
             failed = failed or error
         try:
             with trio.CancelScope(shield=True):
-                if namespace._shared is not None and namespace._shared.switches and not session.fenced:
-                    with suppress(FlakeError):  # a later session does it too
-                        await orphans.leave()
-                await journal.close()
-                if namespace._shared is not None:
-                    await namespace._shared.write_times()
+                await _leave(journal, orphans, namespace._shared, session)
         except FlakeError as error:
             if failed is None:
                 failed = error
@@ -371,6 +368,16 @@ async def _helping(run: Callable[[], Awaitable[None]]) -> None:
         await run()
     except Exception:
         log.exception("a background task met a bug in FlakeFS and has ended")
+
+
+async def _leave(journal: Journal, orphans: Orphans, shared: Shared | None, session: Session) -> None:
+    """Store everything; and, if there have been others, do what one does for them before one ends."""
+    if shared is not None and shared.switches and not session.fenced:
+        with suppress(FlakeError):  # a later session does it too
+            await orphans.leave()
+    await journal.close()
+    if shared is not None:
+        await shared.write_times()
 
 
 __all__ = ["Namespace", "open_namespace"]
