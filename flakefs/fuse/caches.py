@@ -133,6 +133,8 @@ class KernelCaches:
 
     def keeps(self, ino: int) -> bool:
         """At an open(): are the pages that the kernel may have of the file right (K5)?"""
+        if not self._ns.trusted:
+            return False
         if not self._ns.shared and not self._read_only:
             return not (self._all or self._inodes or self._at_work)
         inode = self._known(ino)

@@ -98,6 +98,7 @@ class Cache:
         self.shared = False  # others are there: what is answered is committed
         self.expiring = read_only  # there may be stale inodes
         self.doubting = read_only  # what is read is believed for a moment only
+        self.dead = False  # the session was declared so
         self.folders: dict[int, FolderChange] = {}
         self.flying_folders: dict[int, FolderChange] = {}
         self.absolute: set[int] = set()  # folders that were dirty when it began: their count is written as it is
@@ -223,26 +224,30 @@ class Cache:
         self.shared = self.expiring = True
         self.when_shared(True)
 
+    def doubt(self, doubting: bool) -> None:
+        """Is nothing heard of what others change?"""
+        self.doubting = doubting or self.dead
+
     def end_sharing(self) -> None:
         """Nobody else is there, and everything is committed."""
-        self.shared = self.doubting = False
+        self.shared = False
+        self.doubt(False)
         self.when_shared(False)
+
+    def doubt_for_ever(self) -> None:
+        """Nobody tells of changes any more: what is clean is forgotten, and what is read again soon."""
+        self.expiring = self.doubting = self.dead = True
+        for inode in list(self.known.values()):
+            inode.expires = STALE
+            if inode.entries is not None and not (inode.dirty or inode.flying or self.busy(inode)):
+                inode.forget_entries()
+        self.touched(list(self.known))
 
     def note_time(self, inode: Inode, time: int, atime: int = 0) -> None:
         """To be written when there is time: shared mode keeps such times out of guarded documents."""
         if (time or atime) and inode.nlink:
             before = self.times.get(inode.ino, (0, 0))
             self.times[inode.ino] = (max(before[0], time), max(before[1], atime))
-
-    def wrote(self, inode: Inode, start: int, stop: int) -> None:
-        """Bytes [start, stop) were written and answered, but not committed."""
-        pending = inode.pending
-        if pending is None:
-            inode.pending = [(start, stop)]
-        elif pending[-1][0] <= start <= pending[-1][1]:
-            pending[-1] = (pending[-1][0], max(stop, pending[-1][1]))
-        else:
-            pending.append((start, stop))
 
     def add(self, inode: Inode) -> None:
         """An inode that was just made."""

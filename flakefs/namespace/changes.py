@@ -22,8 +22,6 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
-import trio
-import trio.lowlevel
 from bson.int64 import Int64
 
 from flakefs.errors import (
@@ -241,7 +239,6 @@ class Changes:
         if not changing or not any(place in changing for place in places):
             return False
         await self.settled(places)
-        await trio.lowlevel.checkpoint()  # those who made them have to hear of it
         return True
 
     def needs_heir(self, parent: Inode, name: bytes, inode: Inode, heir: Heir | None) -> bool:

@@ -107,6 +107,10 @@ class Coherence:
             inode.forget_entries()
             inode.entries = kept
         cache.touched(list(cache.known))
+        self.forget_kernel()
+
+    def forget_kernel(self) -> None:
+        """The kernel believes nothing that it was told."""
         if self.kernel is not None:
             self.kernel.drop_all()
 

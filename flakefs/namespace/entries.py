@@ -193,6 +193,7 @@ class Entries:
                 if place in touched:
                     forget_name(folder, name)
                 elif place not in cache.changing and known_id(folder, name) != result[-1]:
+                    forget_name(folder, name)  # nor is what else is known of the folder what it was
                     learn(folder, name, record)
                 if isinstance(record, InodeRecord):
                     cache.adopt(record, touched)

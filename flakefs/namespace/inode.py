@@ -208,6 +208,16 @@ class Inode:
         self.parent = parent
         self.name = name
 
+    def wrote(self, start: int, stop: int) -> None:
+        """Bytes [start, stop) were written and answered, but not committed."""
+        pending = self.pending
+        if pending is None:
+            self.pending = [(start, stop)]
+        elif pending[-1][0] <= start <= pending[-1][1]:
+            pending[-1] = (pending[-1][0], max(stop, pending[-1][1]))
+        else:
+            pending.append((start, stop))
+
     def refresh(self, record: InodeRecord, *, keep_entries: bool = False) -> None:
         """Take the state of *record*, which others may have changed."""
         atime = self.atime if self.version == record.version else record.atime

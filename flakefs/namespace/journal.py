@@ -69,6 +69,7 @@ class Journal:
         self._refused: tuple[int, FlakeError] | None = None  # cut that a full node refused
         self._bug: tuple[str, float] = ("", 0.0)  # the last one logged, and when
         self._over = False  # no attempt will be made any more
+        self.forsaken = False  # and something that was not stored is not in memory any more
         self._scope = trio.CancelScope(shield=True)
         self._wake = trio.Event()
         self._hurry = trio.Event()  # somebody waits for the next attempt
@@ -188,7 +189,7 @@ class Journal:
     @property
     def _pending(self) -> bool:
         cache = self._cache
-        return bool(cache.dirty or cache.dirty_links or cache.unsettled)
+        return bool(cache.dirty or cache.dirty_links or cache.unsettled or self.forsaken)
 
     async def _commit_group(self) -> None:
         """Everything dirty now is stored on return, or taken back by a full node, or it is over."""
@@ -351,6 +352,8 @@ class Journal:
         if not self._over:
             self._over = True
             self._fail(error)
+            self.wake()
+            self._hurry.set()
 
     def _raise_failure(self, need: int) -> None:
         failure = self._cache.failure

@@ -8,6 +8,7 @@ Invariants
     OP1  In shared mode nothing is answered that is not committed, and a refusal (Exists, NotFound...) is given only
          when the names concerned were read again, all at one moment, and led to what it was based on.
     OP3  So is the success of an operation that has nothing to change: no guard has tested what it was based on.
+    OP4  What is not committed is shown to nobody: the kernel would keep it when it is taken back.
     OP2  An operation that began alone and ended in shared mode is committed before it is answered, too.
 
 Concurrency
@@ -26,6 +27,7 @@ from time import monotonic
 from typing import TypeVar
 
 import trio
+import trio.lowlevel
 from bson.int64 import Int64
 from pymongo.client_session import ClientSession
 from pymongo.database import Database
@@ -57,6 +59,8 @@ T = TypeVar("T")
 
 PAUSE_SECONDS = 0.002
 PAUSE_MAX_SECONDS = 0.2
+LISTINGS = 5
+"""How often a page is read again because names in it are being changed here."""
 
 
 class Operations:
@@ -126,10 +130,32 @@ class Operations:
         return True
 
     async def settled(self, places: tuple[Place, ...]) -> None:
-        """Return when none of these names is in a change that is not committed."""
+        """Wait for the commit of changes of these names; there may be new ones on return."""
         if any(place in self._cache.changing for place in places):
             with suppress(Conflict):
                 await self._journal.commit_changes()
+            await trio.lowlevel.checkpoint()  # those who made the change have to hear of it
+
+    async def look_up(self, parent: Inode, name: bytes) -> Inode | None:
+        """The inode of that name, or None; nothing that may still be taken back (OP4)."""
+        place = (parent.ino, name)
+        while True:
+            await self.settled((place,))
+            found = await self._entries.child(parent, name)
+            if place not in self._cache.changing:
+                return found
+
+    async def listing(self, parent: Inode, after: int, limit: int) -> list[tuple[int, bytes, Inode]]:
+        """Entries.listing(); a name that others here keep changing may be one that is taken back (OP4)."""
+        for _ in range(LISTINGS):
+            page = await self._entries.listing(parent, after, limit)
+            if not (changing := self._cache.changing):
+                break
+            places = tuple((parent.ino, name) for _, name, _ in page)
+            if not any(place in changing for place in places):
+                break
+            await self.settled(places)
+        return page
 
     async def _refresh(self, names: Named, inodes: tuple[Inode, ...]) -> None:
         cache = self._cache

@@ -8,6 +8,7 @@ Invariants
     RB1  Afterwards memory has nothing that is not committed but content that was written and answered.
     RB2  Each range that was written and answered reads as it was written, whatever others stored meanwhile, until a
          later write; the file is at least as long as its end.
+    RB4  What a dead session shows was stored, by whomever, a moment ago.
     RB3  References are counted by comparing with the extents that were read again, so they stay exact.
 
 Concurrency
@@ -94,6 +95,19 @@ def _take_back(cache: Cache, inode: Inode) -> bool:
     if inode.pending and inode.map is not None:
         cache.mark(inode)  # held fast, and given to who asks as it is, until its content lies on what is stored
     return True
+
+
+def forsake(cache: Cache) -> bool:
+    """The session was declared dead: nothing that it has not stored will ever be, and what it knows is believed for a
+    moment only. Was there something that is not stored?
+    """
+    lost = bool(cache.dirty or cache.flying or cache.dirty_links or cache.flying_links or cache.unsettled)
+    for inode in (*cache.dirty.values(), *cache.flying.values()):
+        inode.pending = inode.pending_flying = None
+    cache.lazy, cache.times = {}, {}
+    roll_back(cache, Group([], {}))
+    cache.doubt_for_ever()
+    return lost
 
 
 class Reload:

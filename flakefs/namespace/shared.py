@@ -8,6 +8,8 @@ Invariants
     SM1  A newcomer is acknowledged only when everything that was answered before is committed.
     SM2  What is cached is believed in shared mode only while the stream of the others' news is healthy; what was
          cached before a loss of news never is.
+    SM4  A session that was declared dead shows only what is stored, and neither it nor the kernel believes anything for
+         longer than DOUBT_SECONDS: nobody tells it of changes, and it does not know since when.
     SM3  Alone mode comes back when no other session lives, and their last news was applied or everything was dropped.
 
 Concurrency
@@ -30,7 +32,7 @@ from bson.int64 import Int64
 from pymongo import UpdateOne
 from pymongo.database import Database
 
-from flakefs.errors import FlakeError
+from flakefs.errors import Fenced, FlakeError
 from flakefs.format.documents import INODES, Document
 from flakefs.mongo.patience import ask
 from flakefs.mongo.stream import Stream
@@ -38,6 +40,7 @@ from flakefs.namespace.cache import Cache
 from flakefs.namespace.coherence import Coherence
 from flakefs.namespace.journal import Journal
 from flakefs.namespace.options import ContentSide
+from flakefs.namespace.rollback import forsake
 from flakefs.namespace.sessions import Session
 
 log = logging.getLogger(__name__)
@@ -85,7 +88,7 @@ class Shared:
     @property
     def trusted(self) -> bool:
         """May caches above believe what they know for long?"""
-        return not self._cache.shared or self.healthy
+        return (not self._cache.shared or self.healthy) and not self._cache.dead
 
     def lag(self) -> float | None:
         """Seconds from a change elsewhere to its arrival here, of the last one; None: none arrived, or none would."""
@@ -107,6 +110,20 @@ class Shared:
             "news": self._coherence.applied,
             "switches": self.switches,
         }
+
+    def fence(self) -> None:
+        """SM4: the session was declared dead."""
+        self._journal.fence()
+        self._cache.doubt_for_ever()
+        self._coherence.forget_kernel()
+
+    async def run_journal(self) -> None:
+        """SM4: what it could not store when it ends because of that is not shown any more either."""
+        await self._journal.run()
+        if isinstance(self._cache.failure, Fenced):
+            self._session.fence()
+            self._journal.forsaken = forsake(self._cache)
+            self._coherence.forget_kernel()
 
     def look_soon(self) -> None:
         self._event.set()
@@ -157,7 +174,7 @@ class Shared:
     def _share(self) -> None:
         cache = self._cache
         cache.share()
-        cache.doubting = not self.healthy
+        cache.doubt(not self.healthy)
         self._content.share(True)
         self.switches += 1
         log.info("another session works on the file system: changes are committed before they are answered")
@@ -168,6 +185,8 @@ class Shared:
         await self.write_times()
         await self._journal.commit()
         await self._tell(self._session.sees, False)
+        if self._session.fenced:
+            return
         if await self._session.look():  # one that came meanwhile may have read that we share: then we do
             self._event.set()
             return
@@ -211,7 +230,7 @@ class Shared:
         self.healthy = healthy
         if self._cache.shared:
             self._coherence.drop_all()
-            self._cache.doubting = not healthy
+            self._cache.doubt(not healthy)
         self.look_soon()
 
     # -- times of folders --

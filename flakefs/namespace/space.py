@@ -244,9 +244,9 @@ class Namespace:
         """The change made just now is committed; False: it was taken back, do it again."""
         return await self._operations.committed(())
 
-    async def looked_up(self, parent: Inode, name: bytes) -> None:
-        """Shared mode: return when no change of this name waits for its commit."""
-        await self._operations.settled(((parent.ino, name),))
+    async def looked_up(self, parent: Inode, name: bytes) -> Inode | None:
+        """child() in shared mode, where what is not committed is shown to nobody."""
+        return await self._operations.look_up(parent, name)
 
     async def reread(self, ino: int) -> Inode:
         """The inode as it is stored now; what was written here and is not committed goes first."""
@@ -262,13 +262,13 @@ class Namespace:
 
     def wrote(self, inode: Inode, start: int, stop: int) -> None:
         """Shared mode: bytes [start, stop) were written and will be answered before they are committed."""
-        self._cache.wrote(inode, start, stop)
+        inode.wrote(start, stop)
 
     async def listing(self, parent: Inode, after: int, limit: int) -> list[tuple[int, bytes, Inode]]:
         """Names of a folder with cookies > *after*, ascending: (cookie, name, inode), at most *limit*; [] at the
         end.
         """
-        result = await self._entries.listing(parent, after, limit)
+        result = await self._operations.listing(parent, after, limit)
         if after == 0:
             self._prefetch.listed(parent)
         return result
@@ -321,20 +321,19 @@ async def open_namespace(
     if root.entries is None:
         raise Damaged("the root folder is not a folder: run flakefs fsck")
     journal = Journal(cache, content, session)
-    session.when_fenced = journal.fence
     numbers = Numbers(metadata, database, cache.patience)
     segments = Segments(cache, journal.room)
     orphans = Orphans(cache, segments, epoch=session.epoch)
     namespace = Namespace(cache, journal, numbers, segments, orphans, root)
     if session.writable:
-        namespace._shared = Shared(cache, journal, session, namespace.coherence, watch, content)
-        namespace._shared.when_alone = orphans.sweep
+        namespace._shared = shared = Shared(cache, journal, session, namespace.coherence, watch, content)
+        shared.when_alone = orphans.sweep
+        session.when_fenced = shared.fence
     failed: BaseException | None = None
     async with trio.open_nursery() as nursery:
-        if session.writable:
-            nursery.start_soon(journal.run)
-            if namespace._shared is not None:
-                nursery.start_soon(namespace._shared.run)
+        if namespace._shared is not None:
+            nursery.start_soon(namespace._shared.run_journal)
+            nursery.start_soon(namespace._shared.run)
         try:
             async with trio.open_nursery() as helpers:
                 helpers.start_soon(_helping, namespace._prefetch.run)

@@ -38,7 +38,7 @@ class Names(Base):
         if len(name) > NAME_MAX:
             raise NameTooLong(f"the name {name[:32]!r}... has {len(name)} bytes; at most {NAME_MAX} are possible")
         if self.ns.shared:
-            await self.ns.looked_up(folder, name)
+            return await self.ns.looked_up(folder, name)
         found = self.ns.peek_child(folder, name)
         if found is UNKNOWN:
             return await self.ns.child(folder, name)

@@ -16,6 +16,7 @@ from pymongo import MongoClient
 from flakefs.app.stack import Stack
 from flakefs.errors import Exists, FlakeError, NotEmpty
 from flakefs.format.documents import INODES
+from flakefs.namespace import Inode
 from flakefs.namespace.bindings import forget_name
 from flakefs.namespace.commit import transact
 from flakefs.testing.servers import Servers
@@ -379,3 +380,55 @@ async def test_a_further_name_of_which_there_was_no_news_yet_is_no_damage(
         await one.fs.unlink(ROOT_INO, b"a")
         await gone(other, b"a")
         assert await names_of(other) == {b"b"}
+
+
+async def test_what_may_be_taken_back_is_shown_to_nobody(fresh: Fresh, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look-up that waits for the folder while a name is made in it."""
+    async with two(fresh) as (one, other):
+        assert await names_of(one) == set()
+        monkeypatch.setattr(one.fs.ns.coherence, "take", lambda document: None)
+        ino = await put(other.fs, b"a", b"theirs")
+        waits, free = hold_commits(one, monkeypatch)
+        loaded, child = trio.Event(), one.fs.ns._entries.child
+
+        async def child_late(parent: Inode, name: bytes) -> Inode | None:
+            await loaded.wait()
+            return await child(parent, name)
+
+        async def make() -> None:
+            await waits.wait()
+            loaded.set()
+            monkeypatch.setattr(one.fs.ns._entries, "child", child)
+            await trio.testing.wait_all_tasks_blocked()
+            free.set()
+
+        async def look() -> list[int]:
+            monkeypatch.setattr(one.fs.ns._entries, "child", child_late)
+            async with trio.open_nursery() as nursery:
+                found: list[int] = []
+
+                async def look_up() -> None:
+                    inode = await one.fs.lookup(ROOT_INO, b"a")
+                    assert inode is not None
+                    found.append(inode.ino)
+
+                nursery.start_soon(look_up)
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.start_soon(together, partial(one.fs.mkdir, ROOT_INO, b"a", 0o755, ROOT))
+            return found
+
+        assert (await together(make, look))[1] == [ino]
+        async with trio.open_nursery() as nursery:
+            waits, free = hold_commits(one, monkeypatch)
+            nursery.start_soon(partial(one.fs.mkdir, ROOT_INO, b"b", 0o755, ROOT))
+            await waits.wait()
+            seen: list[set[bytes]] = []
+
+            async def look_at_all() -> None:
+                seen.append(await names_of(one))
+
+            nursery.start_soon(look_at_all)
+            await trio.testing.wait_all_tasks_blocked()
+            assert not seen
+            free.set()
+        assert seen == [{b"a", b"b"}]

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+from contextlib import AsyncExitStack
+from functools import partial
 
 import pytest
 import trio
 
+from flakefs.app.stack import Stack
 from flakefs.errors import FlakeError
 from flakefs.testing.stack import Fresh
 from flakefs.values import ROOT_INO
+from flakefs.vfs import FileSystem
 from flakefs.vfs.paths import resolve
-from tests.shared.conftest import ROOT, get, put, shared, two, until
+from tests.shared.conftest import ROOT, eventually, get, put, shared, two, until
 
 
 async def test_alone_again_after_the_other_left(fresh: Fresh) -> None:
@@ -112,3 +116,77 @@ async def test_a_session_that_was_declared_dead_writes_nothing(fresh: Fresh) -> 
         assert await stack.fs.lookup(ROOT_INO, b"d") is None
         assert await stack.fs.lookup(ROOT_INO, b"e") is not None
         assert await get(stack.fs, b"/f") == b""
+
+
+async def declare_dead(stack: Stack) -> None:
+    """As another host does when its lease has run out; returns when it knows."""
+    sessions = stack.door.client[stack.database]["sessions"]
+    sessions.update_one({"_id": stack.session.epoch}, {"$set": {"state": "dead"}})
+
+    async def change() -> None:
+        await stack.fs.mkdir(ROOT_INO, b"never", 0o755, ROOT)
+        await stack.fs.sync()
+
+    with pytest.raises(FlakeError):
+        await change()
+    await until(lambda: stack.session.fenced)
+
+
+async def names_in(fs: FileSystem, folder: int = ROOT_INO) -> set[bytes]:
+    handle = await fs.opendir(folder)
+    names = {name for _, name, _ in await fs.readdir(handle, 0, 100)}
+    await fs.releasedir(handle)
+    return names
+
+
+async def show_dead(fresh: Fresh, *, alone: bool) -> None:
+    async with AsyncExitStack() as exits:
+        dead = await exits.enter_async_context(fresh.open())
+        fs = dead.fs
+        folder = await fs.mkdir(ROOT_INO, b"folder", 0o755, ROOT)
+        ino = await put(fs, b"f", b"old" * 30_000)
+        await put(fs, b"gone", b"x")
+        await fs.sync()
+        handle = await fs.open(ino, os.O_RDWR)
+        assert await fs.lookup(ROOT_INO, b"new") is None
+        if alone:
+            await fs.mkdir(folder.ino, b"unsaved", 0o755, ROOT)
+            await declare_dead(dead)
+        other = await exits.enter_async_context(fresh.open())
+        if not alone:
+            await shared(dead)
+            await fs.write(handle, 0, b"unsaved")
+            await declare_dead(dead)
+        assert not fs.ns.trusted
+        for number in range(3):  # whatever was looked at a moment ago
+            await other.fs.mkdir(folder.ino, b"new%d" % number, 0o755, ROOT)
+            await eventually(partial(shows, fs, folder.ino, {b"new%d" % known for known in range(number + 1)}))
+        await other.fs.unlink(ROOT_INO, b"gone")
+        await other.fs.rename(ROOT_INO, b"folder", ROOT_INO, b"renamed")
+        theirs = await other.fs.open(ino, os.O_RDWR)
+        await other.fs.write(theirs, 0, b"new")
+        await other.fs.flush(theirs)
+        await other.fs.release(theirs)
+        await eventually(partial(shows, fs, ROOT_INO, {b"renamed", b"f"}))
+        assert await get(fs, b"/f") == b"new" + (b"old" * 30_000)[3:]
+        assert await fs.lookup(ROOT_INO, b"folder") is None
+        for call in (partial(fs.write, handle, 0, b"x"), partial(fs.unlink, ROOT_INO, b"f"), fs.sync):
+            with pytest.raises(FlakeError):
+                await call()
+        assert fs.ns.statistics().dirty == 0
+        await fs.release(handle)
+
+
+async def shows(fs: FileSystem, folder: int, names: set[bytes]) -> bool:
+    return await names_in(fs, folder) == names
+
+
+@pytest.mark.logs
+@pytest.mark.parametrize("alone", [False, True])
+async def test_a_session_that_was_declared_dead_shows_what_is_stored(fresh: Fresh, alone: bool) -> None:
+    """SM4."""
+    with pytest.raises(FlakeError, match="declared this one dead"):
+        await show_dead(fresh, alone=alone)
+    async with fresh.open() as stack:
+        assert await names_in(stack.fs) == {b"renamed", b"f"}
+    fresh.checked = False  # chunks of what it could not store
