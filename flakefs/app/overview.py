@@ -96,6 +96,8 @@ class Overview:
     """Those with fewer copies than their replication code asks for, or copies in the wrong places."""
     silent_nodes: tuple[int, ...]
     """Those that do not answer."""
+    silent_volumes: tuple[int, ...]
+    """Those of which one of these has a copy."""
     nodes: tuple[NodeStatus, ...]
     sessions: tuple[SessionStatus, ...]
 
@@ -106,6 +108,7 @@ def overview(door: Door, database: str, resolve: Resolve, metadata: str) -> Over
     volumes = list_volumes(door, database)
     nodes = list_nodes(door, database)
     statuses = tuple(node_status(node, volumes, resolve) for node in nodes)
+    silent = tuple(status.id for status in statuses if status.problem)
     return Overview(
         metadata=metadata,
         database=database,
@@ -117,7 +120,8 @@ def overview(door: Door, database: str, resolve: Resolve, metadata: str) -> Over
         stored_bytes=sum(volume.bytes for volume in volumes),
         volumes=len(volumes),
         short_volumes=tuple(short.volume for short in short_volumes(nodes, volumes, record.replication)),
-        silent_nodes=tuple(status.id for status in statuses if status.problem),
+        silent_nodes=silent,
+        silent_volumes=tuple(volume.id for volume in volumes if set(volume.nodes).intersection(silent)),
         nodes=statuses,
         sessions=tuple(sessions(door, database)),
     )

@@ -79,15 +79,20 @@ def _replication(found: Overview) -> str:
     from flakefs.app.replication import meaning
 
     code = found.format.replication
-    number = len(found.short_volumes)
-    if not found.volumes:
-        state = ""
-    elif not number:
-        state = "; no volume is short of copies" if code != "000" else ""
-    else:
-        verb = "is" if number == 1 else "are"
-        state = f"; {number} of {found.volumes} volumes {verb} short of copies: flakefs nodes repair"
+    short, silent = len(found.short_volumes), len(found.silent_volumes)
+    states = []
+    if short:
+        states.append(f"{_volumes(short, found)} short of copies: flakefs nodes repair")
+    if silent:
+        states.append(f"{_volumes(silent, found)} without the copy on a node that does not answer")
+    if not states and found.volumes and code != "000":
+        states.append("no volume is short of copies")
+    state = "".join(f"; {each}" for each in states)
     return f"{code}, {meaning(code)}{state}"
+
+
+def _volumes(number: int, found: Overview) -> str:
+    return f"{number} of {found.volumes} volumes {'is' if number == 1 else 'are'}"
 
 
 def print_nodes(nodes: tuple[NodeStatus, ...]) -> None:

@@ -6,6 +6,7 @@ each is killed in turn, and the others go on.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -93,6 +94,10 @@ def test_any_one_of_them_may_die(cluster: LocalCluster, mounts: list[Mount]) -> 
             else:
                 flakefs("cluster", "kill", member, "--dir", folder)
                 busy.progress(5)
+                if member.startswith("node"):
+                    silent = json.loads(first.cli("status", "--json", check=False).stdout)
+                    assert silent["silent_nodes"] == [int(member.removeprefix("node"))]
+                    assert silent["silent_volumes"]
                 flakefs("cluster", "start", member, "--dir", folder)
             busy.progress(2)
             longest = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in busy.longest.items())
