@@ -63,7 +63,7 @@ def test_the_fullest_node_is_drained(store: Mount) -> None:
         while killed < KILLS:
             process = drain(store, fullest)
             try:
-                process.wait(chance.uniform(0.4, 3.0))  # the begin of a command alone takes some tenths
+                process.communicate(timeout=chance.uniform(0.4, 3.0))  # the begin of a command alone takes some tenths
                 break
             except subprocess.TimeoutExpired:
                 process.kill()
