@@ -9,7 +9,7 @@ Not here
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from bson.int64 import Int64
@@ -21,6 +21,7 @@ from pymongo.read_concern import ReadConcern
 from flakefs.errors import Unavailable
 from flakefs.format.documents import INODES, Document, InodeRecord, LinkRecord, read_inode, read_link
 from flakefs.format.names import to_stored
+from flakefs.values import ROOT_INO
 
 T = TypeVar("T")
 
@@ -80,6 +81,20 @@ def read_name(
         return record, record
     target = db[INODES].find_one({"_id": Int64(record.ino)}, session=moment)
     return record, None if target is None else read_inode(target)
+
+
+def lies_inside(db: Database[Document], places: Sequence[tuple[int, bytes]], moment: ClientSession) -> bool:
+    """Does the folder of one of two names lie inside what the other one leads to?"""
+    inodes = db[INODES]
+    for (folder, name), (other, _) in (places, places[::-1]):
+        moved = inodes.find_one({"p": Int64(folder), "n": to_stored(name)}, {"_id": 1}, session=moment)
+        at = other
+        while moved is not None and at > ROOT_INO:
+            if at == moved["_id"]:
+                return True
+            above = inodes.find_one({"_id": Int64(at)}, {"p": 1}, session=moment)
+            at = 0 if above is None else int(above["p"])
+    return False
 
 
 def read_page(db: Database[Document], ino: int, after: int, limit: int) -> list[Record]:

@@ -35,7 +35,6 @@ from pymongo.database import Database
 from flakefs.errors import (
     Conflict,
     Exists,
-    InvalidArgument,
     IsDirectory,
     NotDirectory,
     NotEmpty,
@@ -50,10 +49,10 @@ from flakefs.namespace.bindings import known_id
 from flakefs.namespace.cache import STALE, Cache, Place
 from flakefs.namespace.coherence import Coherence
 from flakefs.namespace.entries import Entries, Named, known_facts
-from flakefs.namespace.folders import at_one_moment
+from flakefs.namespace.folders import at_one_moment, lies_inside
 from flakefs.namespace.inode import Inode
 from flakefs.namespace.journal import Journal
-from flakefs.namespace.renames import UNCHANGED
+from flakefs.namespace.renames import UNCHANGED, IntoItself
 
 T = TypeVar("T")
 
@@ -74,7 +73,6 @@ class Operations:
     async def run(self, operation: Callable[[], Awaitable[T]], names: Named = (), inodes: tuple[Inode, ...] = ()) -> T:
         """OP1. *inodes*: others that it needs fresh."""
         deadline = monotonic() + self._patience
-        above = False
         attempt = 0
         while True:
             try:
@@ -89,12 +87,10 @@ class Operations:
                 if not names:
                     raise
                 self._doubt_folders()  # somebody else has just removed what a name led to
-            except InvalidArgument:
-                if above or len(names) < 2:
+            except IntoItself:
+                if await self._lies_inside(names):
                     raise
-                above = True  # a folder was to come into itself, as far as was known
                 self._doubt_folders()
-                continue
             except (Exists, NotFound, NotEmpty, IsDirectory, NotDirectory) as error:
                 if not names or await self._stands(names, inodes, error):
                     raise
@@ -190,6 +186,11 @@ class Operations:
             return all(db[INODES].find_one(query, {"_id": 1}, session=moment) is not None for query in queries)
 
         return await cache.read(lambda db: at_one_moment(db, lambda moment: look(db, moment)))
+
+    async def _lies_inside(self, names: Named) -> bool:
+        """Would a folder come into itself, and not only as far as was known here?"""
+        places = [(folder.ino, name) for folder, name in names]
+        return await self._cache.read(lambda db: at_one_moment(db, lambda moment: lies_inside(db, places, moment)))
 
     def _doubt_folders(self) -> None:
         for inode in self._cache.known.values():

@@ -34,6 +34,10 @@ from flakefs.namespace.options import LINK_MAX
 from flakefs.values import ROOT_INO
 
 
+class IntoItself(InvalidArgument):
+    """A folder would lie inside itself (R2), as far as is known here."""
+
+
 class _Unchanged(enum.Enum):
     UNCHANGED = "unchanged"
 
@@ -188,7 +192,7 @@ class Renames:
             at: Inode | None = place
             while at is not None:
                 if at is folder:
-                    raise InvalidArgument(f"the folder {folder.name!r} cannot be moved into itself")
+                    raise IntoItself(f"the folder {folder.name!r} cannot be moved into itself")
                 at = current(at.parent)
 
     def _ancestors_known(self, parent: Inode, new_parent: Inode, source: Inode, target: Inode | None) -> bool:

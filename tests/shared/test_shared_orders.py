@@ -14,7 +14,7 @@ import trio.testing
 from pymongo import MongoClient
 
 from flakefs.app.stack import Stack
-from flakefs.errors import Exists, FlakeError, NotEmpty
+from flakefs.errors import Exists, FlakeError, InvalidArgument, NotEmpty
 from flakefs.format.documents import INODES
 from flakefs.namespace import Inode
 from flakefs.namespace.bindings import forget_name
@@ -432,3 +432,29 @@ async def test_what_may_be_taken_back_is_shown_to_nobody(fresh: Fresh, monkeypat
             assert not seen
             free.set()
         assert seen == [{b"a", b"b"}]
+
+
+async def test_a_move_that_fails_keeps_no_folder_from_moving(fresh: Fresh, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with two(fresh) as (one, other):
+        x = await one.fs.mkdir(ROOT_INO, b"x", 0o755, ROOT)
+        y = await one.fs.mkdir(ROOT_INO, b"y", 0o755, ROOT)
+        assert await names_of(one) == await names_of(other) == {b"x", b"y"}
+        assert await one.fs.lookup(x.ino, b"y") is None
+        assert await one.fs.lookup(y.ino, b"x") is None
+        monkeypatch.setattr(one.fs.ns.coherence, "take", lambda document: None)
+        await put(other.fs, b"y", b"x", x.ino)
+        waits, free = hold_commits(one, monkeypatch)
+
+        async def move() -> None:
+            await waits.wait()  # y is in x here
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(one.fs.rename, ROOT_INO, b"x", y.ino, b"z")
+                await trio.testing.wait_all_tasks_blocked()
+                free.set()
+
+        refused, moved = await together(partial(one.fs.rename, ROOT_INO, b"y", x.ino, b"y"), move)
+        assert isinstance(refused, FlakeError)
+        assert moved is None
+        assert await names_of(one) == {b"y"}
+        with pytest.raises(InvalidArgument):
+            await one.fs.rename(ROOT_INO, b"y", x.ino, b"in")
