@@ -26,7 +26,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -55,6 +55,10 @@ DEAD = (errno.ENOTCONN, errno.ECONNABORTED)
 TROUBLE = (*DEAD, errno.EIO, errno.EROFS)
 
 
+SERVERS = -1
+"""In place of the number of a mount: trouble that excuses no error, but lets news come late."""
+
+
 class Trouble(NamedTuple):
     mount: int
     began: float
@@ -66,6 +70,12 @@ class Unexplained(AssertionError):
 
 
 class Play:
+    calls: Sequence[str] = CALLS
+    """What programs choose from."""
+    rests = (0.3, 0.02)
+    """How often a program rests before a call, and for how many seconds at most."""
+    stale_seconds = STALE_SECONDS
+
     def __init__(self, mounts: Sequence[Mount], chance: random.Random, name: str, *, programs: int, calls: int) -> None:
         self.mounts = mounts
         self.chance = chance
@@ -76,7 +86,7 @@ class Play:
         self._programs = programs
         self._calls = calls
         self._up = [threading.Event() for _ in mounts]
-        self._values = iter(range(1, 10**6))
+        self._values: Iterator[int] = iter(range(1, 10**6))
         self._errors: list[str] = []
         for event in self._up:
             event.set()
@@ -87,7 +97,7 @@ class Play:
     # -- one history --
 
     def run(self, trouble: str) -> None:
-        """*trouble*: none, kill, pause, fence. Raises Unexplained."""
+        """*trouble*: none, kill, pause, fence, or what a subclass makes. Raises Unexplained."""
         self._prepare()
         count = self._programs * len(self.mounts)
         seeds = [self.chance.randrange(2**32) for _ in range(count)]
@@ -161,11 +171,13 @@ class Play:
         return [*self.names, *(event for events in self.registers.values() for event in events)]
 
     def _stale(self, seen: Seen) -> float:
-        """A mount that was stopped may have to catch up."""
+        """A mount that was stopped, or whose servers were, may have to catch up."""
+        stale = self.stale_seconds
         for trouble in self.troubles:
-            if trouble.mount == seen.mount and trouble.began <= seen.ended <= trouble.ended + STALE_SECONDS:
-                return STALE_SECONDS + trouble.ended - trouble.began
-        return STALE_SECONDS
+            mine = trouble.mount in (seen.mount, SERVERS)
+            if mine and trouble.began <= seen.ended <= trouble.ended + self.stale_seconds:
+                stale = max(stale, self.stale_seconds + trouble.ended - trouble.began)
+        return stale
 
     def _prepare(self) -> None:
         self.folder(0).mkdir()
@@ -206,7 +218,7 @@ class Play:
 
     # -- trouble --
 
-    def _make(self, trouble: str, running: Sequence[object]) -> None:
+    def _make(self, trouble: str, running: Sequence[Future[None]]) -> None:
         victim = self.chance.randrange(len(self.mounts))
         mount = self.mounts[victim]
         time.sleep(self.chance.uniform(0.0, 0.3))
@@ -234,9 +246,10 @@ class Play:
     def _program(self, mount: int, chance: random.Random) -> None:
         for _ in range(self._calls):
             self._up[mount].wait()
-            kind = chance.choice(CALLS)
-            if chance.random() < 0.3:
-                time.sleep(chance.uniform(0, 0.02))
+            kind = chance.choice(self.calls)
+            often, seconds = self.rests
+            if chance.random() < often:
+                time.sleep(chance.uniform(0, seconds))
             try:
                 if kind in ("read", "write"):
                     getattr(self, f"_{kind}")(mount, chance.choice(tuple(REGISTERS)))

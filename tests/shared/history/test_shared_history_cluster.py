@@ -1,0 +1,125 @@
+"""Histories of programs on several mounts while the servers get into trouble: a replica set of three for metadata, and
+three nodes with two copies of everything.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from flakefs.mongo.cluster import LocalCluster
+from flakefs.testing.killing import new_chance
+from flakefs.testing.mounted import Mount, Settings
+from flakefs.testing.servers import private_folder
+from tests.shared.history.clusterplay import (
+    BOTH_TROUBLES,
+    METADATA_TROUBLES,
+    NODE_TROUBLES,
+    TOOL_TROUBLES,
+    ClusterPlay,
+)
+
+HISTORIES = int(os.environ.get("FLAKEFS_CLUSTER_HISTORIES", "0"))
+"""0: one of each of FEW."""
+FEW = ("primary", "stepdown", "node-kill", "node-pause", "move")
+ALL = (*METADATA_TROUBLES, *NODE_TROUBLES, *TOOL_TROUBLES, *BOTH_TROUBLES)
+TROUBLES = tuple(filter(None, os.environ.get("FLAKEFS_TROUBLES", "").split(","))) or (ALL if HISTORIES else FEW)
+FAMILY_HISTORIES = 26
+"""Histories until all mounts are unmounted and checked."""
+LATE_SECONDS = 10.0
+"""How late news may be where other tests run at the same time."""
+LOGGED = (
+    r"node \d|no node|copies|replica|volume \d|does not answer|cannot be stored|answered nobody|another primary|"
+    "cannot answer at the moment|no server answers"
+)
+SETTINGS: Settings = {
+    "namespace": {"error_timeout_seconds": 90.0, "lease_seconds": 60.0},
+    "vfs": {"error_timeout_seconds": 90.0},
+    "engine": {"error_timeout_seconds": 90.0},
+}
+"""No call may fail, and no mount be taken for dead, because the machine is slow."""
+
+pytestmark = [
+    pytest.mark.mount,
+    pytest.mark.timeout(600 + 60 * HISTORIES),
+    pytest.mark.skipif(not os.access("/dev/fuse", os.R_OK | os.W_OK), reason="needs /dev/fuse"),
+]
+
+
+class ClusterMount(Mount):
+    """Of a file system that is there already."""
+
+    def _format(self, chunk_size: int, codec: str) -> None:
+        pass
+
+
+def flakefs(*arguments: str) -> None:
+    command = [sys.executable, "-m", "flakefs", *arguments]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture
+def cluster() -> Iterator[LocalCluster]:
+    folder = private_folder("flakefs-h-") / "dev"
+    try:
+        flakefs("cluster", "dev", "-n", "3", "--replication", "001", "--dir", str(folder))
+        yield LocalCluster(folder)
+    finally:
+        if folder.exists():
+            flakefs("cluster", "stop", "--remove", "--dir", str(folder))
+        folder.parent.rmdir()
+
+
+def mounts(cluster: LocalCluster, folder: Path, count: int) -> list[Mount]:
+    servers: Any = SimpleNamespace(metadata_uri=cluster.metadata_uri)
+    first = ClusterMount(servers, folder, cluster.database, "", settings=SETTINGS)
+    try:
+        first.mount()
+        for _ in range(count - 1):
+            first.another()
+    except BaseException:
+        first.close(verify=False)
+        raise
+    for mount in first.family:
+        mount.expect_log(LOGGED)
+        mount.expect_leaks()  # what a node was being sent when it died lies on the other one
+    return first.family
+
+
+def test_histories_on_a_cluster(cluster: LocalCluster, tmp_path: Path) -> None:
+    chance = new_chance()
+    todo = HISTORIES or len(TROUBLES)
+    tried: Counter[str] = Counter()
+    for begin in range(0, todo, FAMILY_HISTORIES):
+        family = mounts(cluster, tmp_path / f"from{begin}", 2 + begin // FAMILY_HISTORIES % 2)
+        try:
+            for number in range(begin, min(begin + FAMILY_HISTORIES, todo)):
+                trouble = TROUBLES[number % len(TROUBLES)]
+                began = time.monotonic()
+                play = ClusterPlay(cluster, family, chance, f"h{number}")
+                if not HISTORIES:
+                    play.stale_seconds = LATE_SECONDS
+                play.run(trouble)
+                tried[trouble] += 1
+                print(
+                    f"{len(family)} mounts, history {number} ({trouble}): {time.monotonic() - began:.1f} s, "
+                    f"{len(play.text().splitlines())} events {' '.join(play.told)}",
+                    flush=True,
+                )
+        except BaseException:
+            family[0].close(verify=False)
+            raise
+        family[0].close(verify=True)
+    print(json.dumps(tried))
+    assert tried.total() == todo
