@@ -241,6 +241,31 @@ def test_a_volume_moves(world: World, other: Other) -> None:
     assert world.check(deep=True).clean
 
 
+def test_the_old_copy_stays_until_writers_have_seen_the_switch(
+    world: World, other: Other, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MO4; the session has acknowledged the seal, and not yet the switch. After FINISH_SECONDS nobody is waited for."""
+    monkeypatch.setattr("flakefs.tools.moving.FINISH_SECONDS", 0.0)
+    world.session(7, mode="rw", map=Int64(1))
+    with fleet_of(world) as fleet:
+        mover = Mover(fleet)
+        mover.move(1, 1, 2)
+        assert (volume(world).nodes, len(keys(world))) == ((2,), 3)
+        mover.finish()
+    assert not keys(world)
+
+
+def test_figures_follow_moves(world: World, other: Other) -> None:
+    """FL2"""
+    with fleet_of(world) as fleet:
+        held, room = dict(fleet.stored), fleet.room(2)
+        fleet.moved(1, [2])
+        assert fleet.stored == {1: 0, 2: held[1]}
+        assert (fleet.volumes[1].nodes, fleet.room(2)) == ((2,), room - held[1])
+        fleet.refresh()
+        assert fleet.stored == held
+
+
 def test_it_is_not_moved_where_it_lies_or_where_nothing_answers(world: World, other: Other) -> None:
     with fleet_of(world) as fleet:
         assert not move_volume(fleet, 1, 2, 1, Watch(), None).volumes, "done by a run that was killed"
