@@ -305,14 +305,15 @@ def _register(driver: ClientSession, database: str, epoch: int, me: Document) ->
 def _end_transactions_of_the_dead(client: MongoClient[Document], database: str) -> None:
     """L4: somebody's transaction is in the way; if it is one of a dead process, end it."""
     late = _late(client[database], None)
-    dead = [
-        {"id": document["lsid"]}
-        for document in client[database][SESSIONS].find({"state": PRESENT, "lsid": {"$exists": True}})
-        if is_dead(document, late)
-    ]
+    found = client[database][SESSIONS].find({"state": PRESENT, "lsid": {"$exists": True}})
+    dead = [document for document in found if is_dead(document, late)]
     if dead:
-        with suppress(OperationFailure):  # without the right to do it, the server's own limit does
-            client.admin.command({"killSessions": dead})
+        _end_transactions(client, dead)
+
+
+def _end_transactions(client: MongoClient[Document], documents: list[Document]) -> None:
+    with suppress(OperationFailure):  # without the right to do it, the server's own limit does
+        client.admin.command({"killSessions": [{"id": document["lsid"]} for document in documents]})
 
 
 def _bury_the_dead(db: Database[Document], session: ClientSession, epoch: int, me: Document) -> Document | None:
@@ -344,6 +345,8 @@ def is_dead(document: Document, late: set[int]) -> bool:
 
 def declare_dead(db: Database[Document], document: Document) -> bool:
     """L2; False when it has beaten or ended meanwhile."""
+    if "lsid" in document:  # L4: its open transaction would hold its document
+        _end_transactions(db.client, [document])
     sessions = db[SESSIONS].with_options(write_concern=WriteConcern("majority", j=True))
     guard = {"_id": document["_id"], "state": "alive", "beat": document["beat"]}
     return sessions.update_one(guard, {"$set": {"state": "dead"}}).modified_count == 1

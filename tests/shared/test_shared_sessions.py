@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 
 import pytest
 import trio
+from pymongo.errors import PyMongoError
 
 from flakefs.app.stack import Stack
 from flakefs.errors import FlakeError
@@ -15,7 +16,7 @@ from flakefs.testing.stack import Fresh
 from flakefs.values import ROOT_INO
 from flakefs.vfs import FileSystem
 from flakefs.vfs.paths import resolve
-from tests.shared.conftest import ROOT, eventually, get, put, shared, two, until
+from tests.shared.conftest import PATIENCE_SECONDS, ROOT, eventually, get, put, shared, two, until
 
 
 async def test_alone_again_after_the_other_left(fresh: Fresh) -> None:
@@ -190,3 +191,24 @@ async def test_a_session_that_was_declared_dead_shows_what_is_stored(fresh: Fres
     async with fresh.open() as stack:
         assert await names_in(stack.fs) == {b"renamed", b"f"}
     fresh.checked = False  # chunks of what it could not store
+
+
+async def test_an_open_transaction_of_a_dead_process_holds_up_nobody(fresh: Fresh) -> None:
+    """A server keeps it, with the lock on the session's document, for a minute."""
+    async with fresh.open() as one:
+        client = one.door.client
+        sessions = client[one.database]["sessions"]
+        document = sessions.find_one({"_id": one.session.epoch})
+        assert document is not None
+        with client.start_session() as driver:
+            document |= {"_id": 10**6, "pid": 2**22 + 1, "lsid": driver.session_id["id"]}
+            client.admin.command("ping", session=driver)
+            sessions.insert_one(document)
+            driver.start_transaction()
+            sessions.update_one({"_id": 10**6}, {"$inc": {"commits": 1}}, session=driver)
+            with trio.fail_after(PATIENCE_SECONDS):
+                assert await one.session.look() == frozenset()
+            with suppress(PyMongoError):
+                driver.abort_transaction()
+        await until(lambda: not one.fs.ns.shared)
+        sessions.delete_one({"_id": 10**6})
