@@ -1,0 +1,74 @@
+"""Clocks that are wrong, and streams that lost something: neither makes anybody believe what is not so."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from flakefs.mongo import stream as module
+from flakefs.mongo.stream import BROKEN, GAP, HEALTHY, StreamEvent
+from flakefs.testing.stack import Fresh
+from flakefs.values import ROOT_INO
+from tests.shared.conftest import ROOT, get, put, two, until
+
+HOUR = 3_600
+
+
+async def test_a_clock_that_is_an_hour_off_changes_nothing_but_times(
+    fresh: Fresh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "time", lambda: time.time() - HOUR)
+    async with two(fresh) as (one, other):
+        monkeypatch.setattr(other.fs, "_clock", lambda: time.time_ns() + HOUR * 10**9)
+        ino = await put(other.fs, b"ahead", b"x")
+        await put(one.fs, b"right", b"y")
+        await until(lambda: one.fs.ns.stream_lag() is not None)
+        lag = one.fs.ns.stream_lag()
+        assert lag is not None
+        assert lag < HOUR / 2
+        assert await get(one.fs, b"/ahead") == b"x"
+        assert (await one.fs.inode(ino)).mtime > time.time_ns() + HOUR * 10**9 // 2
+        await one.fs.rename(ROOT_INO, b"ahead", ROOT_INO, b"right")
+        await one.fs.mkdir(ROOT_INO, b"folder", 0o755, ROOT)
+        await until(lambda: other.fs.ns.membership()["news"] >= 3)
+        assert await get(other.fs, b"/right") == b"x"
+        assert one.session.others == {other.session.epoch}
+        assert not one.session.fenced
+        assert not other.session.fenced
+
+
+@pytest.mark.parametrize("loss", [[GAP], [BROKEN, HEALTHY]])
+async def test_nothing_known_before_a_loss_is_believed_after_it(
+    fresh: Fresh, loss: list[StreamEvent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SM2, CO3."""
+    async with two(fresh) as (one, other):
+        await put(one.fs, b"a", b"old")
+        ino = await put(one.fs, b"b", b"new")
+        for name in (b"a", b"b", b"none"):
+            await one.fs.lookup(ROOT_INO, name)
+        lost: list[Mapping[str, Any]] = []
+        take = one.fs.ns.coherence.take
+        monkeypatch.setattr(one.fs.ns.coherence, "take", lost.append)
+        await other.fs.rename(ROOT_INO, b"b", ROOT_INO, b"a")
+        await put(other.fs, b"none", b"x")
+        await until(lambda: sum("news" in document for document in lost) >= 2)
+        assert await one.fs.lookup(ROOT_INO, b"b") is not None, "it was lost"
+        monkeypatch.setattr(one.fs.ns.coherence, "take", take)
+        shared = one.fs.ns._shared
+        assert shared is not None
+        for event in loss:
+            if event.kind == "gap":
+                one.fs.ns.coherence.drop_all()
+            else:
+                shared._note_health(event.kind == "healthy")
+                assert one.fs.ns.trusted == (event.kind == "healthy")
+        found = await one.fs.lookup(ROOT_INO, b"a")
+        assert found is not None
+        assert found.ino == ino
+        assert await one.fs.lookup(ROOT_INO, b"b") is None
+        assert await one.fs.lookup(ROOT_INO, b"none") is not None
+        assert await get(one.fs, b"/a") == b"new"
