@@ -8,7 +8,8 @@ Invariants
     H3  No call fails for it: one member of each kind is away at a time, for less than the time-out (P5, P6).
 
 Concurrency
-    As Play; the trouble, tools included, is made by the thread that called run().
+    As Play; the trouble, tools included, is made by the thread that called run(). Several plays may run beside each
+    other, each in a folder of its own, and meet the same trouble: run_together().
 
 Not here
     Which troubles are played (the tests).
@@ -19,6 +20,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -48,6 +50,7 @@ METADATA_TROUBLES = ("primary", "stepdown", "primary-pause")
 NODE_TROUBLES = ("node-kill", "node-pause", "node-restart")
 TOOL_TROUBLES = ("move", "seal", "drain", "vacuum")
 BOTH_TROUBLES = ("primary+node-kill", "move+primary", "move+node-kill", "drain+stepdown")
+MOUNT_TROUBLES = ("kill+primary", "kill+node-kill", "pause+stepdown")
 SECONDS = 2.5
 """So long programs take without trouble: an election lasts two seconds and more."""
 PROGRAM_CALLS = 12
@@ -56,22 +59,48 @@ PROGRAM_CALLS = 12
 class ClusterPlay(Play):
     calls = (*CALLS, "read", "write")
 
-    def __init__(self, cluster: LocalCluster, mounts: Sequence[Mount], chance: random.Random, name: str) -> None:
+    def __init__(
+        self,
+        cluster: LocalCluster,
+        mounts: Sequence[Mount],
+        chance: random.Random,
+        name: str,
+        beside: ClusterPlay | None = None,
+    ) -> None:
+        """*beside*: the one whose trouble this one shares."""
         super().__init__(mounts, chance, name, programs=2, calls=PROGRAM_CALLS)
         self.cluster = cluster
         self.told: list[str] = []
         """What tools came to."""
+        self._over = threading.Event()
+        self._leader = beside
+        if beside is not None:
+            self.troubles, self._up = beside.troubles, beside._up
         self.rests = (0.7, 2 * SECONDS / PROGRAM_CALLS / 0.7)
         if chance.random() < 0.7:  # else content that histories before have stored, and perhaps freed
             self._values = itertools.count(chance.randrange(10**6, 2**48))
 
     def _make(self, trouble: str, running: Sequence[Future[None]]) -> None:
+        if self._leader is not None:
+            self._leader._over.wait()
+            return
+        try:
+            self._make_trouble(trouble, running)
+        finally:
+            self._over.set()
+
+    def _make_trouble(self, trouble: str, running: Sequence[Future[None]]) -> None:
         time.sleep(self.chance.uniform(0.0, SECONDS / 3))
         entry, began = len(self.troubles), time.monotonic()
         self.troubles.append(Trouble(SERVERS, began, math.inf))
         first, _, second = trouble.partition("+")
         if first in TOOL_TROUBLES:
             self._tool(first, second)
+        elif first in ("kill", "pause"):
+            with ThreadPoolExecutor(1) as pool:
+                work = pool.submit(super()._make, first, running)
+                self._server_trouble([second])
+                work.result()
         else:
             self._server_trouble(trouble.split("+"))
         self.troubles[entry] = Trouble(SERVERS, began, time.monotonic())
@@ -136,6 +165,14 @@ class ClusterPlay(Play):
                         seal(door, database, lease)
                 else:
                     move(fleet, volume, chance)
+
+
+def run_together(plays: Sequence[ClusterPlay], trouble: str) -> None:
+    """The first is the one that the others are beside."""
+    with ThreadPoolExecutor(len(plays)) as pool:
+        running = [pool.submit(play.run, trouble) for play in plays]
+    for play in running:
+        play.result()
 
 
 def move(fleet: Fleet, volume: VolumeRecord, chance: random.Random) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 import time
@@ -24,21 +25,26 @@ from flakefs.testing.servers import private_folder
 from tests.shared.history.clusterplay import (
     BOTH_TROUBLES,
     METADATA_TROUBLES,
+    MOUNT_TROUBLES,
     NODE_TROUBLES,
     TOOL_TROUBLES,
     ClusterPlay,
+    run_together,
 )
 
 HISTORIES = int(os.environ.get("FLAKEFS_CLUSTER_HISTORIES", "0"))
 """0: one of each of FEW."""
 FEW = ("primary", "stepdown", "node-kill", "node-pause", "move")
-ALL = (*METADATA_TROUBLES, *NODE_TROUBLES, *TOOL_TROUBLES, *BOTH_TROUBLES)
+ALL = (*METADATA_TROUBLES, *NODE_TROUBLES, *TOOL_TROUBLES, *BOTH_TROUBLES, *MOUNT_TROUBLES)
 TROUBLES = tuple(filter(None, os.environ.get("FLAKEFS_TROUBLES", "").split(","))) or (ALL if HISTORIES else FEW)
-FAMILY_HISTORIES = 26
+FAMILY_HISTORIES = 60
 """Histories until all mounts are unmounted and checked."""
+TOGETHER = 3
+"""Histories that run at the same time and share a trouble: it takes seconds."""
 LATE_SECONDS = 10.0
 """How late news may be where other tests run at the same time."""
 LOGGED = (
+    "declared this one dead|has ended|not everything could be stored|"
     r"node \d|no node|copies|replica|volume \d|does not answer|cannot be stored|answered nobody|another primary|"
     "cannot answer at the moment|no server answers"
 )
@@ -100,26 +106,38 @@ def mounts(cluster: LocalCluster, folder: Path, count: int) -> list[Mount]:
 def test_histories_on_a_cluster(cluster: LocalCluster, tmp_path: Path) -> None:
     chance = new_chance()
     todo = HISTORIES or len(TROUBLES)
+    together = TOGETHER if HISTORIES else 1
     tried: Counter[str] = Counter()
-    for begin in range(0, todo, FAMILY_HISTORIES):
-        family = mounts(cluster, tmp_path / f"from{begin}", 2 + begin // FAMILY_HISTORIES % 2)
+    family: list[Mount] = []
+    while (done := tried.total()) < todo:
+        if not family:
+            family = mounts(cluster, tmp_path / f"from{done}", 2 + done // FAMILY_HISTORIES % 2)
+        until = min(done // FAMILY_HISTORIES * FAMILY_HISTORIES + FAMILY_HISTORIES, todo)
         try:
-            for number in range(begin, min(begin + FAMILY_HISTORIES, todo)):
-                trouble = TROUBLES[number % len(TROUBLES)]
-                began = time.monotonic()
-                play = ClusterPlay(cluster, family, chance, f"h{number}")
-                if not HISTORIES:
-                    play.stale_seconds = LATE_SECONDS
-                play.run(trouble)
-                tried[trouble] += 1
-                print(
-                    f"{len(family)} mounts, history {number} ({trouble}): {time.monotonic() - began:.1f} s, "
-                    f"{len(play.text().splitlines())} events {' '.join(play.told)}",
-                    flush=True,
-                )
+            tried += play(cluster, family, chance, range(done, min(done + together, until)), done // together)
         except BaseException:
             family[0].close(verify=False)
             raise
-        family[0].close(verify=True)
+        if tried.total() == until:
+            family[0].close(verify=True)
+            family = []
     print(json.dumps(tried))
-    assert tried.total() == todo
+
+
+def play(cluster: LocalCluster, family: list[Mount], chance: random.Random, numbers: range, round: int) -> Counter[str]:
+    """One history for each of *numbers*, all with the same trouble."""
+    trouble = TROUBLES[round % len(TROUBLES)]
+    began = time.monotonic()
+    plays: list[ClusterPlay] = []
+    for number in numbers:
+        plays.append(ClusterPlay(cluster, family, chance, f"h{number}", beside=plays[0] if plays else None))
+        if not HISTORIES:
+            plays[-1].stale_seconds = LATE_SECONDS
+    run_together(plays, trouble)
+    events = ", ".join(str(len(play.text().splitlines())) for play in plays)
+    print(
+        f"{len(family)} mounts, histories {numbers[0]}-{numbers[-1]} ({trouble}): {time.monotonic() - began:.1f} s, "
+        f"{events} events {' '.join(plays[0].told)}",
+        flush=True,
+    )
+    return Counter({trouble: len(numbers)})
