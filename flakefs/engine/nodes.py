@@ -10,11 +10,13 @@ Invariants
          asked for after its journaled write. When the two are equal, one process lived from before the insert until
          after the write, so the journal holds both.
     ND3  After a failed call the noted process is forgotten: the next insert asks anew.
+    ND4  Every probe looks at the marker again, and so does a journaled insert, which no barrier follows.
 
 Concurrency
     Methods with `_sync` run in worker threads; they touch only what is constant after construction, the driver, and
     `_process`, whose assignment is atomic and safe in any order (ND2 holds for whichever value a thread sees, because
-    every value was asked for before it was noted). The rest belongs to the trio thread.
+    every value was asked for before it was noted). What introduce_sync() finds is the same in every thread; nobody
+    holds a lock while a server is asked (rule D1). The rest belongs to the trio thread.
 
 Not here
     Which node takes chunks (engine.volumes), deadlines and error translation (mongo.door).
@@ -22,7 +24,6 @@ Not here
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -73,7 +74,6 @@ class Node:
         self.door = Door(client, name=self.title, deadline_seconds=deadline_seconds, threads=threads)
         self.writers = trio.CapacityLimiter(threads)
         self._database = client[record.database]
-        self._connecting = threading.Lock()
         # From worker threads, see Concurrency
         self._process: bytes | None = None
         self._introduced = False
@@ -112,6 +112,7 @@ class Node:
 
     def _probe_sync(self) -> Disk:
         self.introduce_sync()
+        self._check_marker_sync()  # ND4
         if self._process is None:
             self._process = server_process(self.door.client)
         stats = self._database.command("dbStats")
@@ -119,24 +120,27 @@ class Node:
         return Disk(self._host, total or 1 << 50, used)
 
     def introduce_sync(self) -> None:
-        """ND1; once for each connection object. Raises Refused when the database belongs to somebody else.
+        """ND1; once, and again when the marker was missed. Raises Refused when the database belongs to somebody else.
 
         Runs inside the door.
         """
         if self._introduced:
             return
-        with self._connecting:
-            marker = self._database[NODE_MARKER].find_one({"_id": self.uuid})
-            if marker is None or marker.get("node") != self.record.id:
-                whose = "bears no mark of this file system" if marker is None else f"is node {marker.get('node')}"
-                raise Refused(
-                    f"{self.title} {whose}: the address leads to a wrong or an emptied database; "
-                    "correct it or restore the data"
-                )
-            hello = self.door.client.admin.command("hello")
-            self._majority = "setName" in hello or hello.get("msg") == "isdbgrid"
-            self._host = self._host_sync(hello)
-            self._introduced = True
+        self._check_marker_sync()
+        hello = self.door.client.admin.command("hello")
+        self._majority = "setName" in hello or hello.get("msg") == "isdbgrid"
+        self._host = self._host_sync(hello)
+        self._introduced = True
+
+    def _check_marker_sync(self) -> None:
+        marker = self._database[NODE_MARKER].find_one({"_id": self.uuid})
+        if marker is None or marker.get("node") != self.record.id:
+            self._introduced = False
+            whose = "bears no mark of this file system" if marker is None else f"is node {marker.get('node')}"
+            raise Refused(
+                f"{self.title} {whose}: the address leads to a wrong or an emptied database; "
+                "correct it or restore the data"
+            )
 
     def _host_sync(self, hello: dict[str, Any]) -> str:
         """The machine, for telling disks apart."""
@@ -176,6 +180,8 @@ class Node:
             except BulkWriteError as error:
                 if not _only_duplicates(error):
                     raise
+            if journaled:  # ND4
+                self._check_marker_sync()
             return process
 
         return self.door.run_sync(insert, deadline_seconds=deadline_seconds)

@@ -240,6 +240,22 @@ async def test_a_wrong_database_is_refused(world: World) -> None:
             await engine.fetch(ref)
 
 
+@pytest.mark.parametrize("at_once", [False, True])
+async def test_nothing_counts_as_durable_on_a_node_that_was_emptied(world: World, at_once: bool) -> None:
+    """ND1, ND3: its mark is gone while the connections are open, so no file may name what was put there."""
+    async with world.open() as engine:
+        await world.keep(engine, [fresh()])
+        world.node_home().client.drop_database(world.node_databases[1])
+        block = sealed(fresh())
+
+        async def keep() -> None:
+            await engine.store([block], at_once=at_once)
+            await engine.harden()
+
+        with pytest.raises(Refused, match="mark of this file system"):
+            await keep()
+
+
 async def test_an_unusable_address_is_named(world: World) -> None:
     async with world.open() as engine:
         [ref] = await world.keep(engine, [fresh()])
