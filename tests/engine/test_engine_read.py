@@ -236,7 +236,7 @@ async def test_a_dead_replica_is_passed_over(private_world: World) -> None:
         with trio.fail_after(30):
             assert await engine.fetch_many(refs) == contents
         world.volume(refs[0], 2).delete_many({})
-    async with world.open(deadline_seconds=1.0, writable=False) as engine:
+    async with world.open(deadline_seconds=1.0, error_timeout_seconds=2.0, writable=False) as engine:
         with pytest.raises(Unavailable, match="node 1"):
             await engine.fetch(refs[0])
 
