@@ -9,8 +9,8 @@ Invariants
          the way. One that is bad on a source is taken from another one; one that is bad on all is copied as it is, and
          named.
     CO2  What was copied is journaled when copy_volume() returns.
-    CO3  The target says what it has already. So a copy that was interrupted goes on, and one that is complete costs
-         only the listing of keys.
+    CO3  The target says what it has already. So a copy that was interrupted goes on. What was there before is read, and
+         replaced where it is bad and a source has a good one: it may have lain there for long, on a disk that fails.
     CO4  Only a node that bears its mark is read from or written to: an address may lead to a wrong database.
 
 Concurrency
@@ -107,6 +107,7 @@ def copy_volume(
     home = target.door.client[target.record.database]
     target.door.run_sync(lambda: create_chunk_collection(home, name), deadline_seconds=CALL_SECONDS)
     work = _Copy(name, sources, target, chunk_size)
+    work.mend_target(check)
     together = max(1, min(BATCH_CHUNKS_MAX, BATCH_BYTES // chunk_size))
     rate = rate or Rate(None)
     with ThreadPoolExecutor(1, "copying") as ahead:
@@ -205,6 +206,35 @@ class _Copy:
         return [
             document if is_good(document, self._chunk_size) else self._other(source, document) for document in found
         ]
+
+    def mend_target(self, check: Check) -> None:
+        """What is there already (CO3)."""
+        after: ObjectId | None = None
+        wanted: d.Document = {"_id": {"$type": "objectId"}}
+        while page := self._page(wanted if after is None else {"_id": {"$gt": after}}):
+            check()
+            for document in page:
+                if not is_good(document, self._chunk_size):
+                    self._replace(document["_id"])
+            after = page[-1]["_id"]
+
+    def _page(self, wanted: d.Document) -> list[RawBSONDocument]:
+        collection = _raw(self._target, self._name)
+        count = max(1, min(BATCH_CHUNKS_MAX, BATCH_BYTES // self._chunk_size))
+        return self._target.door.run_sync(
+            lambda: list(collection.find(wanted).sort("_id", 1).limit(count)), deadline_seconds=CALL_SECONDS
+        )
+
+    def _replace(self, key: ObjectId) -> None:
+        """With a good one, if any."""
+        collection = _raw(self._target, self._name)
+        for source in self._sources:
+            for good in self._read(source, {"_id": key}):
+                if is_good(good, self._chunk_size):
+                    call = partial(collection.replace_one, {"_id": key}, good)
+                    self._target.door.run_sync(call, deadline_seconds=CALL_SECONDS)
+                    self.done.mended += 1
+                    return
 
     def insert(self, documents: list[RawBSONDocument]) -> int:
         """Journaled (CO2); the stored bytes."""

@@ -6,7 +6,8 @@ Purpose
 
 Invariants
     MO1  The volume's document names the target only when every chunk that any other copy has lies there, journaled,
-         and nobody inserts any more.
+         and nobody inserts any more. When the copy that goes does not answer, all that the index names lies there, or
+         the caller gives up what does not (`give_up`).
     MO2  A copy is dropped only when, under the volume's lease, its document does not name that node; and what a killed
          tool left is dropped only when all that the index names of it lies on every other copy that there is.
     MO3  A tool may be killed at any moment: the volume then lies where it lay or where it was to go, and at most a copy
@@ -93,6 +94,8 @@ class Mover:
         self.fleet = fleet
         self.watch = watch or Watch()
         self.done = Moved()
+        self.give_up = False
+        """Go on although chunks lie only on a node that does not answer: they are lost then."""
         self._rate = rate
         self._old: list[_Old] = []
 
@@ -162,11 +165,27 @@ class Mover:
             self.done.bad += [name.hex() or str(key) for key, name in copied.bad]
             lease.check()
             if next(lacking(uuid, volume.id, sources, nodes[target]), None) is None:
+                if not self.fleet.answers(source) and not self.give_up:
+                    self._check_named(volume.id, source, target)
                 return
         raise Damaged(
             f"the copy of volume {volume.id} on node {target} lacks chunks after {COMPARE_TRIES} tries: "
             "somebody deletes there, or its disk is failing; look at that node, and run the command again"
         )
+
+    def _check_named(self, volume: int, source: int, target: int) -> None:
+        """MO1: the others may lack what only *source* has."""
+        metadata, node = Reader(self.fleet.door, self.fleet.database, None), self.fleet.nodes[target]
+        wanted = {"v": volume}
+        for page in metadata.pages(d.CHUNKS, wanted, fields={"k": 1}, page=chunks.KEYS_PAGE):
+            missing = {e["k"] for e in page} - chunks.present(
+                node, self.fleet.format.uuid, volume, [e["k"] for e in page]
+            )
+            if missing and chunks.indexed_by_key(metadata, volume, missing):
+                raise UsageError(
+                    f"node {source} does not answer, and chunks of volume {volume} lie only there: bring it back; "
+                    f"if that cannot be, flakefs nodes remove {source} names the files that need them"
+                )
 
     # -- old copies --
 

@@ -79,6 +79,7 @@ def remove(
     if not dead and fleet.on(number):
         _refuse(fleet, number)
     mover = Mover(fleet, watch, rate)
+    mover.give_up = force
     result = Removed(number, False, dead, Damage(), mover.done)
     if dead:
         mover.watch.say("looking for other copies of what lies there")
@@ -88,6 +89,10 @@ def remove(
     stop_volumes(fleet, number, mover.watch)
     if dead:
         seal_all(fleet, number, mover.watch)
+        fleet.refresh()
+        result.damage = lost_with(fleet, number)  # mounts that reach it, unlike this process, may have written there
+        if result.damage.chunks and not force:
+            return result
         _copy_anew(mover, number, force, result)
     elif fleet.on(number):
         _refuse(fleet, number)
@@ -165,6 +170,9 @@ def _copy_anew(mover: Mover, number: int, force: bool, result: Removed) -> None:
         if not others:
             if not volume.chunks:
                 _drop_document(fleet, volume)
+        elif not any(map(fleet.answers, others)) and (force or not volume.chunks):
+            _go_on_with(fleet, volume, others)  # nothing to copy from
+            result.short.append(volume.id)
         elif not fleet.targets(volume, number):
             if not force:
                 why = fleet.why_no_target(volume, number)

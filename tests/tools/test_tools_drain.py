@@ -268,6 +268,36 @@ def test_files_that_are_lost_with_a_node_are_named(world: World, other: Any) -> 
     assert volumes(world)[1].nodes == (2,)
 
 
+def test_a_silent_node_is_not_emptied_of_what_lies_only_there(world: World, new_other: NewOther) -> None:
+    """MO1: the second copy lacks a chunk, so the first is still needed; it would be forgotten with its node."""
+    second = new_other(2)
+    new_other(3)
+    two_copies(world, 2)
+    second.home[d.volume_collection(world.uuid, 1)].delete_one({"_id": ObjectId(world.one.key)})
+    dead(world, 1)
+    with fleet_of(world) as fleet, pytest.raises(UsageError, match="lie only there"):
+        drain(fleet, 1)
+    assert volumes(world)[1].nodes == (1, 2)
+    with fleet_of(world) as fleet:
+        assert remove(fleet, 1).damage.chunks == 1
+        assert remove(fleet, 1, force=True).removed
+    assert volumes(world)[1].nodes == (3, 2)
+
+
+@pytest.mark.parametrize("others", [2, 3])
+def test_both_copies_may_be_given_up(world: World, new_other: NewOther, others: int) -> None:
+    """RE3: whether there is a further node or not."""
+    for number in range(2, others + 1):
+        new_other(number)
+    two_copies(world, 2)
+    dead(world, 1)
+    dead(world, 2)
+    with fleet_of(world) as fleet:
+        assert remove(fleet, 1).damage.chunks == 3
+        assert remove(fleet, 1, force=True).removed
+    assert volumes(world)[1].nodes == (2,)
+
+
 def test_the_only_copy_may_be_given_up(world: World, other: Any) -> None:
     """RE3"""
     dead(world, 1)

@@ -206,6 +206,24 @@ def test_a_bad_chunk_is_taken_from_another_copy_or_named(world: World, new_other
         assert there.find_one({"_id": ObjectId(world.two.key)})["d"] == b"rotten"
 
 
+def test_what_lay_there_before_is_mended(world: World, other: Other) -> None:
+    """CO3: an old copy on a disk that forgets does not take the place of the good one."""
+    name = d.volume_collection(world.uuid, 1)
+    with fleet_of(world) as fleet:
+        copy_volume(world.uuid, 1, [fleet.nodes[1]], fleet.nodes[2])
+        other.home[name].update_one({"_id": ObjectId(world.two.key)}, {"$set": {"d": b"rotten"}})
+        world.chunk(world.three, d=b"rotten too")
+        other.home[name].update_one({"_id": ObjectId(world.three.key)}, {"$set": {"d": b"rotten"}})
+        mover = Mover(fleet)
+        mover.move(1, 1, 2)
+        assert mover.done.mended == 1
+        mover.finish()
+    found = other.home[name].find_one({"_id": ObjectId(world.two.key)})
+    assert found["d"] != b"rotten"
+    assert other.home[name].find_one({"_id": ObjectId(world.three.key)})["d"] == b"rotten", "there is no good one"
+    assert {problem.kind.id for problem in world.check(deep=True).problems} == {"chunk-corrupt", "content-lost"}
+
+
 def test_a_wrong_database_is_neither_read_nor_written(world: World, other: Other) -> None:
     """CO4"""
     other.home[d.NODE_MARKER].update_one({}, {"$set": {"node": 9}})
