@@ -47,6 +47,12 @@ def two_copies(world: World, target: int) -> None:
     world.set(d.FORMAT, "format", replication="001")
 
 
+@pytest.fixture(autouse=True)
+def short_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes that are dead here are known to be."""
+    monkeypatch.setattr("flakefs.tools.chunks.REACH_SECONDS", 1.0)
+
+
 def dead(world: World, number: int) -> None:
     """Its server is gone."""
     world.uris[number] = "mongodb://127.0.0.1:9/?serverSelectionTimeoutMS=300"
