@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flakefs.engine.admin import list_nodes, list_volumes, read_filesystem
+from flakefs.engine.topology import place_of
 from flakefs.format.placement import copies, why_not
 from flakefs.format.records import NodeRecord
 from flakefs.mongo.door import Door
-from flakefs.tools.replicas import place_of, short_volumes
+from flakefs.tools.replicas import short_volumes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

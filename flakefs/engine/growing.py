@@ -9,6 +9,8 @@ Invariants
     VO2  Every node that takes chunks, and has the partners that the file system's code asks for, is the main one of a
          volume that takes chunks within about poll_seconds; the same for every code of its own that somebody has
          written with since the engine was opened.
+    VO6  A session says that it knows a map only when no volume planned with an older one is in the making: a node that
+         is being drained gets none behind the tool's back.
     VO5  A full volume is sealed only after another one was made, and the map epoch is raised after the document.
 
 Concurrency
@@ -31,6 +33,7 @@ import trio
 from bson.int64 import Int64
 from pymongo.write_concern import WriteConcern
 
+from flakefs.engine.epochs import Ticket
 from flakefs.engine.nodes import Node
 from flakefs.engine.numbers import next_number
 from flakefs.engine.offers import current_of, is_full, is_main_here
@@ -127,7 +130,7 @@ class Grower:
             return
         for order in self._plan(fewer=fewer):
             self._making[order.shelf, order.nodes[0].record.id] = trio.Event()
-            self._nursery.start_soon(self._make, order)
+            self._nursery.start_soon(self._make, order, self._map.epochs.begin())
 
     def _plan(self, *, fewer: bool) -> list[Order]:
         map = self._map
@@ -181,7 +184,7 @@ class Grower:
 
     # -- making --
 
-    async def _make(self, order: Order) -> None:
+    async def _make(self, order: Order, ticket: Ticket) -> None:
         try:
             await self._make_safely(order)
             self.failure = None
@@ -192,6 +195,7 @@ class Grower:
         except Exception:
             log.exception("bug in FlakeFS while making a volume")
         finally:
+            self._map.epochs.end(ticket)  # VO6
             self._making.pop((order.shelf, order.nodes[0].record.id)).set()
             self._map.tell()
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from flakefs.engine.topology import place_of
 from flakefs.errors import Damaged, Unavailable
 from flakefs.format.placement import Place, choose, why_not
 from flakefs.format.records import VolumeRecord
@@ -28,7 +29,7 @@ from flakefs.tools.copying import Rate, copy_volume, lacking
 from flakefs.tools.fleet import Fleet
 from flakefs.tools.lease import volume_lease
 from flakefs.tools.moving import Watch
-from flakefs.tools.replicas import place_of, short_of, wanted_code
+from flakefs.tools.replicas import short_of, wanted_code
 from flakefs.tools.sealing import raise_epoch, seal, wait_acknowledged
 
 COMPARE_TRIES = 3
@@ -87,7 +88,7 @@ def further_nodes(fleet: Fleet, volume: VolumeRecord) -> list[int]:
     """Nodes for all copies, those of now included, with as few new ones as possible. Raises Unavailable (CM2)."""
     code = wanted_code(volume, fleet.format.replication)
     kept = [number for number in volume.nodes if number in fleet.records]
-    servers = {fleet.records[number].uri for number in kept}
+    servers = {place_of(fleet.records[number]).server for number in kept}
     new = [
         number for number in fleet.active() if number not in volume.nodes and fleet.room(number) >= volume.bytes
     ]  # fmt: skip

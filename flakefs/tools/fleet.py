@@ -23,12 +23,13 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from flakefs.engine.admin import list_nodes, list_volumes, read_filesystem
+from flakefs.engine.topology import place_of
 from flakefs.errors import FlakeError, UsageError
 from flakefs.format.placement import satisfies, why_not
 from flakefs.format.records import FormatRecord, NodeRecord, VolumeRecord
 from flakefs.mongo.door import Door
 from flakefs.tools.chunks import REACH_SECONDS, Node, Resolve, open_nodes
-from flakefs.tools.replicas import place_of, wanted_code
+from flakefs.tools.replicas import wanted_code
 
 
 class Disk(NamedTuple):

@@ -22,7 +22,7 @@ Not here
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -30,7 +30,6 @@ from bson.objectid import ObjectId
 from pymongo.errors import DuplicateKeyError
 from pymongo.write_concern import WriteConcern
 
-from flakefs.engine.sweep import stored_volumes
 from flakefs.errors import FlakeError, Refused, Unavailable
 from flakefs.format import documents as d
 from flakefs.format.records import VolumeRecord
@@ -176,12 +175,24 @@ class Repair:
 
     def _alone(self, number: int, emptied: Mapping[int, Node]) -> list[int]:
         """Volumes with chunks that no node has but those that were emptied."""
-        here = set(stored_volumes(emptied[number].door, emptied[number].record, self._uuid))
         return [
             volume.id
             for volume in self._fleet.on(number)
-            if volume.chunks and volume.id not in here and all(n in emptied for n in volume.nodes)
+            if volume.chunks
+            and all(n in emptied for n in volume.nodes)
+            and not self._has_all(volume.id, [emptied[n] for n in volume.nodes])
         ]
+
+    def _has_all(self, volume: int, nodes: Sequence[Node]) -> bool:
+        """Do they have all that the index names? A collection alone says nothing: mounts may have made it anew."""
+        wanted = {"v": volume}
+        for page in self._reader.pages(d.CHUNKS, wanted, fields={"k": 1}, page=chunks.BATCH):
+            keys = {entry["k"] for entry in page}
+            for node in nodes:
+                keys -= chunks.present(node, self._uuid, volume, keys)
+            if keys:
+                return False
+        return True
 
     def _mark(self, node: Node) -> None:
         """First the collections, as they should be made: whoever writes there makes them as he likes."""

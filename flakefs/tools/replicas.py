@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from flakefs.format.placement import Place, copies, satisfies, why_not
+from flakefs.engine.topology import place_of
+from flakefs.format.placement import copies, satisfies, why_not
 from flakefs.format.records import NodeRecord, VolumeRecord
 
 
@@ -31,11 +32,6 @@ class Short(NamedTuple):
 def wanted_code(volume: VolumeRecord, default_code: str) -> str:
     """A volume of files that asked for no code follows the file system's, also when that was changed later."""
     return volume.code if volume.own else default_code
-
-
-def place_of(node: NodeRecord) -> Place:
-    """For asking whether places satisfy a code, which never depends on the server."""
-    return Place(node.id, node.dc, node.rack, node.uri)
 
 
 def short_of(volume: VolumeRecord, nodes: Mapping[int, NodeRecord], default_code: str) -> Short | None:

@@ -252,10 +252,12 @@ class _Vacuum:
             found = self._measured(volume)
             if not self._looks_empty(volume, found) or self._named(id):
                 return
+            if any(self._holds(self._fleet.nodes[number], id) for number in volume.nodes):
+                return
             for number, node in self._fleet.nodes.items():
                 if self._fleet.answers(number) and (number in volume.nodes or id in self._holding.get(number, ())):
                     lease.check()
-                    if number in volume.nodes or not measure(node, self._uuid, id).chunks:
+                    if number in volume.nodes or not self._holds(node, id):
                         drop_volume(node, self._uuid, id)
             documents = self._fleet.door.client[self._fleet.database].get_collection(d.VOLUMES, write_concern=DURABLE)
             wanted = lease.guard() | {"chunks": 0, "state": "sealed"}
@@ -270,6 +272,12 @@ class _Vacuum:
         epoch = seal(door, database, lease)
         wait_acknowledged(door, database, epoch, self._watch.say, check=lease.check)
         return lease.record()
+
+    def _holds(self, node: Node, id: int) -> bool:
+        """Is there any document? After a crash the server's count of them may be wrong."""
+        return (
+            next(node.reader.stream(d.volume_collection(self._uuid, id), fields={"_id": 1}, page=1), None) is not None
+        )
 
     def _named(self, id: int) -> bool:
         """Does the index name a chunk in it? The count of the document is not trusted."""

@@ -1,4 +1,4 @@
-"""Which volumes are made and used for a replication code (VO1 to VO5, OF1, OF2, PL1 to PL3), and map epochs."""
+"""Which volumes are made and used for a replication code (VO1 to VO6, OF1, OF2, PL1 to PL3), and map epochs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from bson.int64 import Int64
 
 from flakefs.engine.admin import check_replication, read_filesystem, set_node, set_replication
 from flakefs.engine.epochs import Epochs
+from flakefs.engine.growing import Grower, Order
 from flakefs.engine.numbers import next_number
 from flakefs.engine.topology import place_of, server_of
 from flakefs.errors import ConfigError, NoSpace, UsageError
@@ -276,6 +277,27 @@ def test_options() -> None:
         EngineOptions(fewer_copies="no")
     with pytest.raises(ConfigError, match="node_patience_seconds must be more than 0"):
         EngineOptions(node_patience_seconds=0)
+
+
+async def test_a_volume_in_the_making_holds_the_epoch_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """VO6: who drains a node is told only when no volume can appear on it any more."""
+    begun, go_on = trio.Event(), trio.Event()
+    make = Grower._make_safely
+
+    async def slowly(self: Grower, order: Order) -> None:
+        begun.set()
+        await go_on.wait()
+        await make(self, order)
+
+    monkeypatch.setattr(Grower, "_make_safely", slowly)
+    async with world.open() as engine:
+        await begun.wait()
+        before = engine._map.epochs.known()
+        number = await engine._map._metadata.run(lambda: next_number(engine._map._metadata, world.database, "map"))
+        await engine._map.look()
+        assert engine._map.epochs.known() == before
+        go_on.set()
+        await until(lambda: engine._map.epochs.known() >= number)
 
 
 # -- map epochs --

@@ -114,6 +114,29 @@ def test_an_emptied_node_that_had_the_only_copy_waits_for_its_data(trio_world: W
     assert (forced.complete, forced.chunks) == (True, 3), forced.text()
 
 
+def test_an_emptied_node_into_which_a_mount_wrote_is_an_emptied_one(trio_world: World) -> None:
+    """RF1: an insert makes the collection anew; what lay in it before is gone all the same."""
+    world = trio_world
+    world.set(d.FORMAT, "format", replication="000")
+    world.set(d.VOLUMES, 1, nodes=[2], code="000")
+    for name in world.homes[2].list_collection_names():
+        world.homes[2].drop_collection(name)
+    world.homes[2][d.volume_collection(world.uuid, 1)].insert_one({"_id": ObjectId(), "h": b"h" * 32})
+    done = repair(world)
+    assert "volumes 1 lay there alone" in done.text()
+    assert done.marked == []
+
+
+def test_a_node_that_lost_only_its_mark_gets_it_again(trio_world: World) -> None:
+    """RF1"""
+    world = trio_world
+    world.set(d.FORMAT, "format", replication="000")
+    world.set(d.VOLUMES, 1, nodes=[2], code="000")
+    world.homes[2].drop_collection(d.NODE_MARKER)
+    done = repair(world)
+    assert (done.marked, done.complete) == ([2], True), done.text()
+
+
 def test_files_of_chunks_without_a_good_copy_are_named(trio_world: World) -> None:
     world = trio_world
     world.copy.delete_one({"_id": ObjectId(world.two.key)})
