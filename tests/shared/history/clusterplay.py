@@ -76,9 +76,16 @@ class ClusterPlay(Play):
         self._leader = beside
         if beside is not None:
             self.troubles, self._up = beside.troubles, beside._up
-        self.rests = (0.7, 2 * SECONDS / PROGRAM_CALLS / 0.7)
+        self._hurry = chance.random() < 0.5
         if chance.random() < 0.7:  # else content that histories before have stored, and perhaps freed
             self._values = itertools.count(chance.randrange(10**6, 2**48))
+
+    def _rest(self, chance: random.Random) -> None:
+        """Spread over the trouble and what follows; or, hurried, most calls soon after it has begun."""
+        if self._hurry and self.troubles:
+            super()._rest(chance)
+        elif chance.random() < 0.7:
+            time.sleep(chance.uniform(0, 2 * SECONDS / PROGRAM_CALLS / 0.7))
 
     def _make(self, trouble: str, running: Sequence[Future[None]]) -> None:
         if self._leader is not None:

@@ -72,8 +72,6 @@ class Unexplained(AssertionError):
 class Play:
     calls: Sequence[str] = CALLS
     """What programs choose from."""
-    rests = (0.3, 0.02)
-    """How often a program rests before a call, and for how many seconds at most."""
     stale_seconds = STALE_SECONDS
 
     def __init__(self, mounts: Sequence[Mount], chance: random.Random, name: str, *, programs: int, calls: int) -> None:
@@ -247,9 +245,7 @@ class Play:
         for _ in range(self._calls):
             self._up[mount].wait()
             kind = chance.choice(self.calls)
-            often, seconds = self.rests
-            if chance.random() < often:
-                time.sleep(chance.uniform(0, seconds))
+            self._rest(chance)
             try:
                 if kind in ("read", "write"):
                     getattr(self, f"_{kind}")(mount, chance.choice(tuple(REGISTERS)))
@@ -262,6 +258,11 @@ class Play:
                     time.sleep(0.01)
                 if not self._excused(mount, error):
                     self._errors.append(f"{kind} on mount {mount}: {error!r}")
+
+    def _rest(self, chance: random.Random) -> None:
+        """Before a call."""
+        if chance.random() < 0.3:
+            time.sleep(chance.uniform(0, 0.02))
 
     def _excused(self, mount: int, error: OSError) -> bool:
         return error.errno in TROUBLE and any(trouble.mount == mount for trouble in self.troubles)

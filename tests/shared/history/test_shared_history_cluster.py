@@ -39,7 +39,7 @@ ALL = (*METADATA_TROUBLES, *NODE_TROUBLES, *TOOL_TROUBLES, *BOTH_TROUBLES, *MOUN
 TROUBLES = tuple(filter(None, os.environ.get("FLAKEFS_TROUBLES", "").split(","))) or (ALL if HISTORIES else FEW)
 FAMILY_HISTORIES = 60
 """Histories until all mounts are unmounted and checked."""
-TOGETHER = 3
+TOGETHER = int(os.environ.get("FLAKEFS_TOGETHER", "3"))
 """Histories that run at the same time and share a trouble: it takes seconds."""
 LATE_SECONDS = 10.0
 """How late news may be where other tests run at the same time."""
