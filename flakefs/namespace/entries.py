@@ -31,7 +31,8 @@ from bson.int64 import Int64
 from flakefs.errors import Damaged, NotDirectory, Unavailable
 from flakefs.format.documents import INODES, Document, InodeRecord, LinkRecord
 from flakefs.format.names import to_stored
-from flakefs.namespace.bindings import forget_name, has_moved, known_id, learn
+from flakefs.namespace.ahead import Ahead
+from flakefs.namespace.bindings import enter, forget_name, has_moved, known_id, learn
 from flakefs.namespace.cache import STALE, WAKE_SECONDS, Cache
 from flakefs.namespace.folders import (
     Record,
@@ -65,6 +66,7 @@ class Entries:
     def __init__(self, cache: Cache) -> None:
         self.cache = cache
         self.loading: dict[int, trio.Event] = {}  # folders that somebody loads
+        self._ahead = Ahead(cache)
 
     # -- look-ups --
 
@@ -148,14 +150,20 @@ class Entries:
                     forget_name(parent, name)
                     return []
                 raise _leads_nowhere(parent, name, ino)
+            await self._ahead.missed(parent, ino)
             return list(found.values())
         if name in entries or parent.complete:
             return []
+        inode = self._ahead.take(parent, name)
+        if inode is not None:
+            self._make_room(parent)
+            enter(parent, name, inode.ino)
+            return [inode]
         busy = self.loading.get(parent.ino)
         if busy is not None:
             await busy.wait()
             return []
-        most = 0 if parent.large else LOOKUP_LOADS
+        most = 0 if parent.large or self._ahead.follows(parent) else LOOKUP_LOADS
         with cache.loading() as touched:
             doubts = parent.doubts
             whole, records = await cache.read(lambda db: look_up(db, parent.ino, name, most))
@@ -168,6 +176,8 @@ class Entries:
                     cache.keep(parent)
                 elif name not in parent.entries and not records:  # type: ignore[operator]
                     parent.entries[name] = None  # type: ignore[index]
+        if records and not whole:
+            await self._ahead.missed(parent, abs(records[0][0]))
         return held
 
     async def verify(self, names: Named, inodes: Iterable[Inode] = ()) -> Facts:
@@ -213,11 +223,7 @@ class Entries:
             entries = dict(entries)  # nothing new can be learned about names
         else:
             parent.order = None
-            if len(entries) > LISTING_MAX and not (
-                parent.dirty or parent.flying or self.cache.loads > 1 or self.cache.busy(parent)
-            ):
-                entries.clear()  # a large folder: names that were looked up one by one
-                parent.aliases = None
+            self._make_room(parent, 1)
         adopt = self.cache.adopt
         for record in records:
             if isinstance(record, LinkRecord):
@@ -230,6 +236,14 @@ class Entries:
             if record.name not in entries:
                 entries[record.name] = record.ino
         return held
+
+    def _make_room(self, parent: Inode, loads: int = 0) -> None:
+        """In a large folder: forget names that were looked up one by one. *loads*: queries of the caller that run."""
+        entries = parent.entries
+        used = parent.dirty or parent.flying or self.cache.loads > loads or self.cache.busy(parent)
+        if entries and len(entries) > LISTING_MAX and not used:
+            entries.clear()
+            parent.order = parent.aliases = None
 
     async def load(self, parent: Inode) -> list[Inode]:
         """Make a folder complete, or `large`. What was loaded, to be held; the caller looks again."""

@@ -226,6 +226,22 @@ def finish(cache: Cache, group: Group, instead: Mapping[ChunkRef, ChunkRef]) -> 
     for taken in group.links:
         taken.link.version = taken.record.version + 1
     cache.touched(touched)
+    if not (group.shared or cache.loads):
+        _forget_freed(cache, group)
     for change in group.inodes:
         if not change.inode.dirty and not change.inode.gone:
             cache.settled(change.inode)
+
+
+def _forget_freed(cache: Cache, group: Group) -> None:
+    """Names that the database does not have any more either need not be remembered as absent. A large folder from which
+    names are removed all the time is never settled, and would keep them all.
+    """
+    taken = {(c.record.parent, c.record.name) for c in group.inodes if c.action is not Action.DELETE}
+    taken |= {(c.record.parent, c.record.name) for c in group.links if c.action is not Action.DELETE}
+    for change in group.inodes:
+        if change.was is not None and change.was not in taken:
+            parent, name = change.was
+            folder = cache.known.get(parent)
+            if folder is not None and folder.entries and not folder.complete and folder.entries.get(name, 0) is None:
+                del folder.entries[name]
