@@ -78,6 +78,15 @@ class Read(NamedTuple):
     value: int
 
 
+class Torn(NamedTuple):
+    """A read that found parts of several values: calls of the kernel are smaller than a file, and no read is atomic."""
+
+    began: float
+    ended: float
+    mount: int
+    parts: frozenset[int]
+
+
 def apply(state: State, change: Change) -> State | None:
     """The folder after *change*; None: it would have been refused."""
     names = dict(state)
@@ -199,3 +208,13 @@ def explain_register(start: int, events: Sequence[Write | Read], limit: int = 2_
             if write is None or not write.began <= event.ended <= write.ended:
                 looks.append((event.began, event.ended, lambda state, e=event: state == e.value))
     return Search(writes, looks, lambda _, write: write.value, limit).possible(start)
+
+
+def explain_torn(torn: Torn, events: Sequence[Write | Read]) -> bool:
+    """What was there before, and writes that ran while it read; never two that had ended both."""
+    running = {
+        event.value
+        for event in events
+        if isinstance(event, Write) and event.began <= torn.ended and torn.began <= event.ended
+    }
+    return len(torn.parts - running) <= 1

@@ -37,10 +37,12 @@ from tests.shared.history.check import (
     Change,
     Read,
     Seen,
+    Torn,
     Whole,
     Write,
     explain_names,
     explain_register,
+    explain_torn,
 )
 
 NAMES = ("a", "b", "c")
@@ -80,6 +82,7 @@ class Play:
         self.name = name
         self.names: list[Change | Seen | Whole] = []
         self.registers: dict[str, list[Write | Read]] = {name: [] for name in REGISTERS}
+        self.torn: dict[str, list[Torn]] = {name: [] for name in REGISTERS}
         self.troubles: list[Trouble] = []
         self._programs = programs
         self._calls = calls
@@ -119,6 +122,9 @@ class Play:
         if not any(explain_names(names, self._stale) for names in self._readings()):
             raise Unexplained(f"{self.name}: no order of changes explains the names\n{self.text()}")
         for name, events in self.registers.items():
+            for torn in self.torn[name]:
+                if not explain_torn(torn, events):
+                    raise Unexplained(f"{self.name}: {torn} of {name} is a mixture that no time had\n{self.text()}")
             if not explain_register(0, events):
                 raise Unexplained(f"{self.name}: no order of writes explains what was read of {name}\n{self.text()}")
 
@@ -158,6 +164,8 @@ class Play:
     def text(self) -> str:
         zero = min((event.began for event in self._all()), default=0.0)
         lines = [f"{(t.began - zero):9.4f} {(t.ended - zero):9.4f} {t}" for t in self.troubles]
+        for name, torn in self.torn.items():
+            lines += [f"{t.began - zero:9.4f} {t.ended - zero:9.4f} Torn {name} {t[2:]}" for t in torn]
         for event in sorted(self._all(), key=lambda event: event.began):
             where = next((f" {name}" for name, events in self.registers.items() if event in events), "")
             lines.append(
@@ -359,8 +367,13 @@ class Play:
         size = REGISTERS[name]
         began = time.monotonic()
         with opened(self.folder(mount) / name, os.O_RDONLY) as descriptor:
-            value = decoded(os.pread(descriptor, size + 1, 0), size)
-        self.registers[name].append(Read(began, time.monotonic(), mount, value))
+            data = os.pread(descriptor, size + 1, 0)
+        value, ended = decoded(data, size), time.monotonic()
+        if value < 0 and len(data) == size:
+            parts = frozenset(int.from_bytes(data[i : i + 8], "big") for i in range(0, size, 8))
+            self.torn[name].append(Torn(began, ended, mount, parts))
+        else:
+            self.registers[name].append(Read(began, ended, mount, value))
 
 
 def refusal(call: str, name: str, other: str, number: int) -> list[tuple[str, int | str | None]] | None:

@@ -11,10 +11,12 @@ from tests.shared.history.check import (
     Change,
     Read,
     Seen,
+    Torn,
     Whole,
     Write,
     explain_names,
     explain_register,
+    explain_torn,
 )
 
 BAD_NAMES = {
@@ -128,3 +130,12 @@ def test_bad_registers_are_found(events: list[Write | Read]) -> None:
 )
 def test_good_registers_are_believed(events: list[Write | Read]) -> None:
     assert explain_register(0, events)
+
+
+@pytest.mark.parametrize(
+    ("parts", "good"),
+    [({1, 2}, True), ({2, 3}, True), ({1, 2, 3}, True), ({0, 1}, False), ({0, 1, 2}, False), ({0, 4}, False)],
+)
+def test_a_torn_read_needs_a_write_at_that_time(parts: set[int], good: bool) -> None:
+    events = [Write(0, 1, 0, 1), Write(1, 9, 1, 2), Write(4, math.inf, 0, 3, sure=False), Write(6, 7, 0, 4)]
+    assert explain_torn(Torn(2, 5, 1, frozenset(parts)), events) is good
