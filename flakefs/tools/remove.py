@@ -11,6 +11,7 @@ Invariants
          one whose only copy is lost goes on naming the removed node: reading its files says what is missing.
     RE4  The node's id is never used again. Its document goes first, then its mark: adding the same database again
          works whatever was interrupted.
+    RE5  When nobody can take what lay on a dead node, that is said before anything changes: it may come back.
 
 Concurrency
     Blocks. Safe beside mounts.
@@ -86,6 +87,9 @@ def remove(
         result.damage = lost_with(fleet, number)
         if result.damage.chunks and not force:
             return result
+        if not force:
+            for volume in fleet.on(number):
+                _check_target(fleet, volume, number)
     stop_volumes(fleet, number, mover.watch)
     if dead:
         seal_all(fleet, number, mover.watch)
@@ -175,16 +179,23 @@ def _copy_anew(mover: Mover, number: int, force: bool, result: Removed) -> None:
             result.short.append(volume.id)
         elif not fleet.targets(volume, number):
             if not force:
-                why = fleet.why_no_target(volume, number)
-                raise UsageError(
-                    f"what lay on node {number} cannot be copied anew: {why}; add a node first, "
-                    "or go on with fewer copies with --force"
-                )
+                _check_target(fleet, volume, number)
             _go_on_with(fleet, volume, others)
             result.short.append(volume.id)
     fleet.refresh()
     lost = {volume.id for volume in fleet.on(number) if len(set(volume.nodes)) == 1}
     empty(mover, number, but=lost)
+
+
+def _check_target(fleet: Fleet, volume: VolumeRecord, number: int) -> None:
+    """Can a copy of the volume be made that replaces the one on *number*? Raises UsageError."""
+    others = [other for other in volume.nodes if other != number]
+    if any(map(fleet.answers, others)) and not fleet.targets(volume, number):
+        why = fleet.why_no_target(volume, number)
+        raise UsageError(
+            f"what lay on node {number} cannot be copied anew: {why}; add a node first, "
+            "or go on with fewer copies with --force"
+        )
 
 
 def _drop_document(fleet: Fleet, volume: VolumeRecord) -> None:

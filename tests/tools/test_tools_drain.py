@@ -274,6 +274,16 @@ def test_files_that_are_lost_with_a_node_are_named(world: World, other: Any) -> 
     assert volumes(world)[1].nodes == (2,)
 
 
+def test_a_removal_that_cannot_end_does_not_begin(world: World, other: Any) -> None:
+    """RE5: the node may come back, and takes chunks then."""
+    two_copies(world, 2)
+    dead(world, 1)
+    with fleet_of(world) as fleet, pytest.raises(UsageError, match=r"cannot be copied anew.*--force"):
+        remove(fleet, 1)
+    assert node_state(world, 1) == "active"
+    assert volumes(world)[1].state == "writable"
+
+
 def test_a_silent_node_is_not_emptied_of_what_lies_only_there(world: World, new_other: NewOther) -> None:
     """MO1: the second copy lacks a chunk, so the first is still needed; it would be forgotten with its node."""
     second = new_other(2)
