@@ -51,13 +51,13 @@ NODE_TROUBLES = ("node-kill", "node-pause", "node-restart")
 TOOL_TROUBLES = ("move", "seal", "drain", "vacuum")
 BOTH_TROUBLES = ("primary+node-kill", "move+primary", "move+node-kill", "drain+stepdown")
 MOUNT_TROUBLES = ("kill+primary", "kill+node-kill", "pause+stepdown")
-SECONDS = 2.5
-"""So long programs take without trouble: an election lasts two seconds and more."""
 PROGRAM_CALLS = 12
 
 
 class ClusterPlay(Play):
     calls = (*CALLS, "read", "write")
+    seconds = 2.5
+    """So long programs take without trouble: an election lasts two seconds and more."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class ClusterPlay(Play):
         if self._hurry and self.troubles:
             super()._rest(chance)
         elif chance.random() < 0.7:
-            time.sleep(chance.uniform(0, 2 * SECONDS / PROGRAM_CALLS / 0.7))
+            time.sleep(chance.uniform(0, 2 * self.seconds / PROGRAM_CALLS / 0.7))
 
     def _make(self, trouble: str, running: Sequence[Future[None]]) -> None:
         if self._leader is not None:
@@ -97,7 +97,7 @@ class ClusterPlay(Play):
             self._over.set()
 
     def _make_trouble(self, trouble: str, running: Sequence[Future[None]]) -> None:
-        time.sleep(self.chance.uniform(0.0, SECONDS / 3))
+        time.sleep(self.chance.uniform(0.0, self.seconds / 3))
         entry, began = len(self.troubles), time.monotonic()
         self.troubles.append(Trouble(SERVERS, began, math.inf))
         first, _, second = trouble.partition("+")
