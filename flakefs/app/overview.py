@@ -2,6 +2,7 @@
 
 Invariants
     V1  A node that does not answer is part of the answer, not an error: status is for when things are wrong.
+    V2  So is one that answers and does not bear our mark: its disk was emptied, or its address leads elsewhere.
 
 Concurrency
     Blocks; for commands.
@@ -19,7 +20,7 @@ from typing import Any
 from flakefs.app.stack import Resolve
 from flakefs.engine.admin import list_nodes, list_volumes, read_filesystem
 from flakefs.errors import FlakeError, Unavailable, UsageError
-from flakefs.format.documents import INODES, SESSIONS
+from flakefs.format.documents import INODES, NODE_MARKER, SESSIONS
 from flakefs.format.records import FormatRecord, NodeRecord, VolumeRecord
 from flakefs.mongo.clients import connect, redacted
 from flakefs.mongo.door import Door
@@ -50,7 +51,8 @@ class NodeStatus:
     disk_total: int | None
     disk_free: int | None
     problem: str
-    """Why it does not answer; "" when it does."""
+    """Why it is of no use at the moment: it does not answer, or does not bear our mark. "" when all is well."""
+    answers: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +97,7 @@ class Overview:
     short_volumes: tuple[int, ...]
     """Those with fewer copies than their replication code asks for, or copies in the wrong places."""
     silent_nodes: tuple[int, ...]
-    """Those that do not answer."""
+    """Those that do not answer, or do not bear our mark."""
     silent_volumes: tuple[int, ...]
     """Those of which one of these has a copy."""
     nodes: tuple[NodeStatus, ...]
@@ -107,7 +109,7 @@ def overview(door: Door, database: str, resolve: Resolve, metadata: str) -> Over
     record = read_filesystem(door, database)
     volumes = list_volumes(door, database)
     nodes = list_nodes(door, database)
-    statuses = tuple(node_status(node, volumes, resolve) for node in nodes)
+    statuses = tuple(node_status(node, volumes, resolve, record.uuid) for node in nodes)
     silent = tuple(status.id for status in statuses if status.problem)
     return Overview(
         metadata=metadata,
@@ -139,13 +141,19 @@ def _file_bytes(door: Door, database: str) -> int | None:
         return None
 
 
-def node_status(node: NodeRecord, volumes: list[VolumeRecord], resolve: Resolve) -> NodeStatus:
-    """Counts of a node, and its disk if it answers (V1)."""
+def node_status(node: NodeRecord, volumes: list[VolumeRecord], resolve: Resolve, uuid: str) -> NodeStatus:
+    """Counts of a node, and its disk if it answers (V1, V2). *uuid* is the file system's."""
     own = [volume for volume in volumes if node.id in volume.nodes]
     total = free = None
-    problem = ""
+    problem, answers = "", False
     try:
-        total, free = _disk(node, resolve)
+        total, free, ours = _ask(node, resolve, uuid)
+        answers = True
+        if not ours:
+            problem = (
+                f"node {node.id} bears no mark of this file system: its disk was emptied (flakefs nodes "
+                "repair fills it), or its address leads elsewhere"
+            )
     except FlakeError as error:
         problem = str(error)
     return NodeStatus(
@@ -163,19 +171,22 @@ def node_status(node: NodeRecord, volumes: list[VolumeRecord], resolve: Resolve)
         disk_total=total,
         disk_free=free,
         problem=problem,
+        answers=answers,
     )
 
 
-def _disk(node: NodeRecord, resolve: Resolve) -> tuple[int, int]:
-    """(total, free) bytes of the disk below a node, as its server says."""
+def _ask(node: NodeRecord, resolve: Resolve, uuid: str) -> tuple[int, int, bool]:
+    """(total, free) bytes of the disk below a node, as its server says, and whether it bears our mark."""
     client = connect(resolve(node), purpose="status", deadline_seconds=NODE_SECONDS)
     door = Door(client, name=f"node {node.id}", deadline_seconds=NODE_SECONDS)
     try:
         stats: dict[str, Any] = door.run_sync(lambda: client[node.database].command("dbStats"))
+        marker = door.run_sync(lambda: client[node.database][NODE_MARKER].find_one({"_id": uuid}))
     finally:
         door.close()
     total = int(stats.get("fsTotalSize", 0))
-    return total, max(0, total - int(stats.get("fsUsedSize", 0)))
+    ours = marker is not None and marker.get("node") == node.id
+    return total, max(0, total - int(stats.get("fsUsedSize", 0))), ours
 
 
 def sessions(door: Door, database: str) -> list[SessionStatus]:

@@ -97,7 +97,7 @@ def add_command(
 @json_option
 @pass_state
 def list_command(state: State, as_json: bool) -> None:
-    """List the nodes with their space. Status 1 when one does not answer."""
+    """List the nodes with their space. Status 1 when one does not answer, or was emptied."""
     from flakefs.app.stack import metadata_door
     from flakefs.cli.status import print_nodes
 
@@ -116,7 +116,7 @@ def list_command(state: State, as_json: bool) -> None:
 @json_option
 @pass_state
 def show_command(state: State, number: int, as_json: bool) -> None:
-    """Show node ID and its volumes. Status 1 when it does not answer."""
+    """Show node ID and its volumes. Status 1 when it does not answer, or was emptied."""
     from flakefs.app.stack import metadata_door
     from flakefs.engine.admin import list_volumes
 
@@ -170,7 +170,7 @@ def _statuses(state: State, door: Any, resolve: Any, number: int | None) -> list
     from flakefs.engine.admin import list_nodes, list_volumes, read_filesystem
 
     database = state.config.database
-    read_filesystem(door, database)
+    uuid = read_filesystem(door, database).uuid
     nodes = list_nodes(door, database)
     if number is not None:
         known = ", ".join(str(node.id) for node in nodes)
@@ -178,7 +178,7 @@ def _statuses(state: State, door: Any, resolve: Any, number: int | None) -> list
         if not nodes:
             raise UsageError(f"there is no node {number}; the nodes are {known}")
     volumes = list_volumes(door, database)
-    return [node_status(node, volumes, resolve) for node in nodes]
+    return [node_status(node, volumes, resolve, uuid) for node in nodes]
 
 
 def _show(nodes: list[NodeStatus], as_json: bool, message: str) -> None:
@@ -190,10 +190,12 @@ def _show(nodes: list[NodeStatus], as_json: bool, message: str) -> None:
 
 
 def _print_node(node: NodeStatus) -> None:
+    from flakefs.cli.status import state_of
+
     output.pairs(
         [
             ("Node", str(node.id)),
-            ("State", node.state),
+            ("State", state_of(node)),
             ("URI", node.uri),
             ("Database", node.database),
             ("Data center", node.dc or "-"),

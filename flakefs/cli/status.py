@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def status_command(state: State, as_json: bool) -> None:
     """Show the file system, its nodes with their space, and the mounts and commands that use it.
 
-    Status 1 when a node does not answer.
+    Status 1 when a node does not answer, or was emptied.
     """
     from flakefs.app import mounts
     from flakefs.app.overview import overview
@@ -84,7 +84,12 @@ def _replication(found: Overview) -> str:
     if short:
         states.append(f"{_volumes(short, found)} short of copies: flakefs nodes repair")
     if silent:
-        states.append(f"{_volumes(silent, found)} without the copy on a node that does not answer")
+        why = (
+            "does not answer"
+            if not any(n.problem and n.answers for n in found.nodes)
+            else "does not answer or is not ours"
+        )
+        states.append(f"{_volumes(silent, found)} without the copy on a node that {why}")
     if not states and found.volumes and code != "000":
         states.append("no volume is short of copies")
     state = "".join(f"; {each}" for each in states)
@@ -95,6 +100,13 @@ def _volumes(number: int, found: Overview) -> str:
     return f"{number} of {found.volumes} volumes {'is' if number == 1 else 'are'}"
 
 
+def state_of(node: NodeStatus) -> str:
+    """Its state, or what is wrong with it."""
+    if not node.problem:
+        return node.state
+    return "not ours" if node.answers else "no answer"
+
+
 def print_nodes(nodes: tuple[NodeStatus, ...]) -> None:
     """The table of nodes, and a line for each that does not answer."""
     output.table(
@@ -103,7 +115,7 @@ def print_nodes(nodes: tuple[NodeStatus, ...]) -> None:
         [
             (
                 str(node.id),
-                "no answer" if node.problem else node.state,
+                state_of(node),
                 node.uri,
                 node.database,
                 node.dc or "-",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import signal
@@ -204,6 +205,20 @@ def test_a_node_that_is_gone(bare, private_servers) -> None:
     private_servers.node(1).start()
     assert bare.run("cat", "/f").stdout_bytes == CONTENT
     bare.ok("put", "-", "/g", input=CONTENT)
+
+
+def test_a_node_that_was_emptied_is_shown(bare) -> None:
+    """V2: its server answers, and nothing of ours is there any more."""
+    bare.format()
+    bare.ok("put", "-", "/f", input=CONTENT)
+    with bare.servers.node(1).client() as client:
+        client.drop_database(bare.node_database)
+    for command in (("status",), ("nodes", "list"), ("nodes", "show", "1")):
+        result = bare.run(*command)
+        assert result.exit_code == 1
+        assert "not ours" in result.stdout
+        assert "node 1 bears no mark of this file system" in result.stderr
+    assert json.loads(bare.run("status", "--json").stdout)["silent_volumes"] == [1]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
