@@ -267,14 +267,20 @@ class Play:
         return trees[0]
 
     async def _settled(self) -> list[Tree]:
-        """Every session has heard what all have done: a marker of each comes after it."""
+        """Every session has heard what all have done: a marker of each comes after it. That a session finds a marker is
+        not enough: it may have read it, and hear of what came before only later.
+        """
+        last = {}
         for index, stack in enumerate(self._stacks):
             await stack.fs.mkdir(ROOT_INO, b"marker%d" % index, 0o755, USER)
+            assert stack.fs.ns._shared is not None
+            session = stack.fs.ns._shared._session
+            last[session.epoch] = session.commits
         with trio.fail_after(SETTLE_SECONDS):
             for stack in self._stacks:
-                for index in range(len(self._stacks)):
-                    while await stack.fs.lookup(ROOT_INO, b"marker%d" % index) is None:  # noqa: ASYNC110
-                        await trio.sleep(0.005)
+                heard, own = stack.fs.ns.coherence._numbers, stack.fs.ns.membership()["epoch"]
+                while any(heard.get(epoch, 0) < last[epoch] for epoch in last if epoch != own):  # noqa: ASYNC110
+                    await trio.sleep(0.005)
         looked = [await looked_up(stack.fs, self._folders) for stack in self._stacks]
         trees = []
         for stack, seen in zip(self._stacks, looked, strict=True):
