@@ -147,19 +147,22 @@ def show_command(state: State, number: int, as_json: bool) -> None:
 @click.option("--dc", type=TEXT, metavar="NAME", help="Data center.")
 @click.option("--rack", type=TEXT, metavar="NAME", help="Rack.")
 @click.option("--capacity", type=Capacity(), metavar="SIZE", help='Bytes of chunks it may hold; "none": its disk.')
+@click.option("--uri", metavar="URI", help="Its data has moved to this address, where it is looked for first.")
 @json_option
 @pass_state
 def set_command(
     state: State, number: int, new_state: str | None, dc: str | None, rack: str | None, capacity: int | None,
-    as_json: bool,
+    uri: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Change what is known about node ID. Mounts follow without a remount."""
     from flakefs.app.stack import metadata_door
-    from flakefs.engine.admin import set_node
+    from flakefs.engine.admin import set_address, set_node
 
-    if new_state is None and dc is None and rack is None and capacity is None:
-        raise UsageError("nothing to change: give --state, --dc, --rack or --capacity")
+    if new_state is None and dc is None and rack is None and capacity is None and uri is None:
+        raise UsageError("nothing to change: give --state, --dc, --rack, --capacity or --uri")
     with metadata_door(state.config, purpose="nodes") as (door, resolve):
+        if uri is not None:
+            set_address(door, state.config.database, number, uri, resolve=resolve)
         set_node(door, state.config.database, number, state=new_state, dc=dc, rack=rack, capacity=capacity)
         _show(_statuses(state, door, resolve, number), as_json, f"node {number} is changed")
 

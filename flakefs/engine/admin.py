@@ -25,6 +25,7 @@ import logging
 import time
 import uuid as uuids
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 from pymongo import ReturnDocument
@@ -71,6 +72,7 @@ __all__ = [
     "list_volumes",
     "next_number",
     "read_filesystem",
+    "set_address",
     "set_node",
     "set_replication",
 ]
@@ -312,6 +314,28 @@ def set_node(
     return read_node(document)
 
 
+def set_address(metadata: Door, database: str, id: int, uri: str, *, resolve: Resolve) -> NodeRecord:
+    """A node's data has moved to another address: it is asked for its mark there before anything changes (AD4)."""
+    refuse_clear_secret(uri)
+    uuid = read_filesystem(metadata, database).uuid
+    known = {node.id: node for node in list_nodes(metadata, database)}
+    if id not in known:
+        raise UsageError(f"there is no node {id}; there are: {', '.join(map(str, known))}")
+    moved = replace(known.pop(id), uri=uri)
+    _check_free(list(known.values()), uri, moved.database)
+    _check_node(moved, resolve)
+    with node_door(moved, resolve) as door:
+        marker = door.run_sync(lambda: door.client[moved.database][NODE_MARKER].find_one({"_id": uuid}))
+    if marker is None or marker.get("node") != id:
+        raise UsageError(
+            f"{redacted(uri)}, database {moved.database!r}, does not hold the data of node {id}: bring the data there "
+            "first; a node without its data is added with flakefs nodes add"
+        )
+    nodes = metadata.client[database].get_collection(NODES, write_concern=DURABLE)
+    metadata.run_sync(lambda: nodes.update_one({"_id": id}, {"$set": {"uri": uri}}))
+    return moved
+
+
 def _check_capacity(capacity: int | None) -> None:
     if capacity is not None and capacity < 0:
         raise UsageError(f"a capacity is a number of bytes, 0 for no limit, not {capacity}")
@@ -319,7 +343,7 @@ def _check_capacity(capacity: int | None) -> None:
 
 def _check_free(nodes: list[NodeRecord], uri: str, database: str) -> None:
     for node in nodes:
-        if (node.uri, node.database) == (uri, database):
+        if (node.uri.rstrip("/"), node.database) == (uri.rstrip("/"), database):
             raise UsageError(f"{redacted(uri)}, database {database!r}, is node {node.id} already")
 
 

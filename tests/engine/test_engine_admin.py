@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 
@@ -13,6 +14,7 @@ from flakefs.engine.admin import (
     list_volumes,
     next_number,
     read_filesystem,
+    set_address,
     set_node,
 )
 from flakefs.engine.sweep import node_door, stored_volumes
@@ -183,6 +185,21 @@ def test_a_database_is_one_node_only(world: World) -> None:
     with pytest.raises(UsageError, match="is node 1 of this file system already"):
         add_node(world.metadata, world.database, uri=f"{uri}?appName=other", **same)
     assert len(list_nodes(world.metadata, world.database)) == 1
+
+
+def test_a_node_may_get_another_address(world: World) -> None:
+    """AD4: only one that leads to the node's data, which its mark says."""
+    uri = world.servers.node_uri(1)
+    move = partial(set_address, world.metadata, world.database, resolve=uri_of)
+    with pytest.raises(UsageError, match="does not hold the data of node 1"):
+        move(1, world.servers.node_uri(3))
+    with pytest.raises(UsageError, match="there is no node 9"):
+        move(9, uri)
+    with pytest.raises(Unavailable):
+        move(1, "mongodb://%2Fnowhere%2Fx.sock/")
+    assert list_nodes(world.metadata, world.database)[0].uri == uri
+    assert move(1, f"{uri}?appName=moved").id == 1
+    assert list_nodes(world.metadata, world.database)[0].uri == f"{uri}?appName=moved"
 
 
 def test_a_database_may_serve_two_file_systems(world: World) -> None:
