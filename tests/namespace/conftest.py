@@ -236,11 +236,14 @@ class World:
             result.setdefault(segment[0], []).append(segment)
         return result
 
+    def orphans(self) -> set[int]:
+        return {int(document["_id"]) for document in self.db[d.ORPHANS].find()}
+
     def audit(self, *, orphans: int | None = 0, leaks: bool = False) -> None:
         """Every invariant between the committed documents, and that the node holds exactly what is indexed."""
         inodes, links = self._records()
         names = Counter(record.ino for record in [*links, *(i for i in inodes.values() if i.parent >= 0)])
-        orphaned = {int(x["_id"]) for x in self.db[d.ORPHANS].find()}
+        orphaned = self.orphans()
         if orphans is not None:
             assert len(orphaned) == orphans
         folders = Counter(i.parent for i in inodes.values() if stat.S_ISDIR(i.mode))
