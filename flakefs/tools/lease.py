@@ -26,7 +26,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from hashlib import sha256
-from time import monotonic
+from time import CLOCK_BOOTTIME, clock_gettime
 from typing import Any
 
 from pymongo.write_concern import WriteConcern
@@ -67,7 +67,7 @@ class Lease:
 
     def check(self) -> None:
         """LE4; raises Fenced."""
-        if self.lost or monotonic() > self._sure_until:
+        if self.lost or _now() > self._sure_until:
             self.lost = True
             raise Fenced(
                 f"the work on volume {self.volume} stood still for so long that another tool may have taken it over: "
@@ -96,7 +96,7 @@ class Lease:
 
     def renew_forever(self) -> None:
         while not self._end.wait(RENEW_SECONDS) and not self.lost:
-            begun = monotonic()
+            begun = _now()
             with suppress(FlakeError):  # a server that is away for a moment; check() knows when it was too long
                 if self._door.run_sync(self._renew):
                     self._sure_until = begun + LEASE_SECONDS
@@ -116,7 +116,7 @@ class Lease:
 @contextmanager
 def volume_lease(door: Door, database: str, volume_id: int, what: str) -> Iterator[Lease]:
     """Hold the lease of a volume. *what* tells others what is being done. Raises VolumeTaken, VolumeGone."""
-    lease = Lease(door, database, volume_id, _myself(), monotonic())
+    lease = Lease(door, database, volume_id, _myself(), _now())
     renewer = threading.Thread(target=lease.renew_forever, name=f"lease of volume {volume_id}", daemon=True)
     try:
         if _take(door, database, volume_id, lease.by, what) is None:
@@ -150,6 +150,11 @@ def _take(door: Door, database: str, volume: int, by: str, what: str) -> Documen
         return found
 
     return door.run_sync(take_free)
+
+
+def _now() -> float:
+    """Goes on while the machine sleeps, as the server's clock does."""
+    return clock_gettime(CLOCK_BOOTTIME)
 
 
 def _until() -> Document:
