@@ -8,11 +8,19 @@ import pytest
 from bson.binary import Binary
 from pymongo.errors import OperationFailure
 
-from flakefs.engine import healing
+from flakefs.engine import healing, hedging, nearness
 from flakefs.errors import ChunkCorrupt, ChunkMissing, Refused
 from flakefs.format.documents import CHUNKS, volume_collection
 from tests.engine.conftest import World, until
 from tests.engine.mirrored import copy, document, lose, mirrored, node_of, prefer, set_nodes, spoil, stored
+
+
+@pytest.fixture(autouse=True)
+def one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A preferred node is asked first and alone, however slow the machine is: so its bad copy is found."""
+    monkeypatch.setattr(hedging, "DELAY_FIRST", 60.0)
+    monkeypatch.setattr(hedging, "SAMPLES_LEAST", 10**9)
+    monkeypatch.setattr(nearness, "SLOW_SECONDS", 10.0**9)
 
 
 @pytest.mark.logs
