@@ -14,12 +14,15 @@ import trio
 import trio.lowlevel
 
 from flakefs.errors import Exists, FlakeError, IsDirectory, NotDirectory, NotFound
+from flakefs.testing.jitter import jitter
 from flakefs.testing.stack import Fresh
 from flakefs.values import ROOT_INO
 from flakefs.vfs import Changes, FileSystem
 from flakefs.vfs.paths import resolve
 from tests.shared.conftest import ROOT, get, put, shared
 
+FIRST = int(os.environ.get("FLAKEFS_SEED", "0"))
+ROUNDS = int(os.environ.get("FLAKEFS_ROUNDS", "4"))
 NAMES = (b"a", b"b", b"c")
 State = frozenset[tuple[bytes, str]]
 Call = tuple[str, bytes, bytes]
@@ -110,8 +113,9 @@ async def do(fs: FileSystem, call: Call) -> None:
         await fs.rename(ROOT_INO, name, ROOT_INO, other, noreplace=kind == "noreplace")
 
 
-@pytest.mark.parametrize("seed", range(6))
-async def test_names_are_linearizable(fresh: Fresh, seed: int) -> None:
+@pytest.mark.parametrize("seed", range(FIRST, FIRST + ROUNDS))
+@pytest.mark.parametrize("delays", [False, True], ids=["prompt", "delayed"])
+async def test_names_are_linearizable(fresh: Fresh, seed: int, delays: bool) -> None:
     rng = random.Random(seed)
     sessions = 2 + seed % 2
     clock = iter(range(10**9))
@@ -128,6 +132,8 @@ async def test_names_are_linearizable(fresh: Fresh, seed: int) -> None:
             history.append(Event(began, next(clock), call, result))
 
     async with AsyncExitStack() as exits:
+        if delays:
+            exits.enter_context(jitter(seed, most_seconds=0.004, often=0.9))
         stacks = [await exits.enter_async_context(fresh.open()) for _ in range(sessions)]
         for stack in stacks:
             await shared(stack)
