@@ -19,7 +19,7 @@ from flakefs.testing.mounted import Mount
 from flakefs.testing.nodefaults import Busy, locators, stored_bytes
 from flakefs.testing.servers import Servers
 
-KILLS = int(os.environ.get("FLAKEFS_DRAIN_KILLS", "4"))
+KILLS = int(os.environ.get("FLAKEFS_DRAIN_KILLS", "2"))
 PATIENCE_SECONDS = 300.0
 
 

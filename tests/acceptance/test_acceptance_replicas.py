@@ -50,17 +50,17 @@ def suffer(store: tuple[Mount, Mount], busy: Busy, fault: str, number: int) -> N
     server = store[0].servers.node(number)
     if fault == "killed":
         server.kill()
-        busy.progress(4)
+        busy.progress(2 + 2 * bool(ROUNDS))
         server.start()
     elif fault == "stopped":
         server.pause()
         try:
-            busy.progress(4)
+            busy.progress(2 + 2 * bool(ROUNDS))
         finally:
             server.resume()
     elif fault == "slow":
         with slowed(server):
-            busy.progress(4)
+            busy.progress(2 + 2 * bool(ROUNDS))
     elif fault == "restarted":
         server.restart()
     else:

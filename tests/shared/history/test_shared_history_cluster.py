@@ -7,21 +7,17 @@ from __future__ import annotations
 import json
 import os
 import random
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from flakefs.mongo.cluster import LocalCluster
+from flakefs.testing.clusters import ClusterMount, local_cluster
 from flakefs.testing.killing import new_chance
 from flakefs.testing.mounted import Mount, Settings
-from flakefs.testing.servers import private_folder
 from tests.shared.history.clusterplay import (
     BOTH_TROUBLES,
     METADATA_TROUBLES,
@@ -63,36 +59,14 @@ pytestmark = [
 ]
 
 
-class ClusterMount(Mount):
-    """Of a file system that is there already."""
-
-    def _format(self, chunk_size: int, codec: str) -> None:
-        pass
-
-
-def flakefs(*arguments: str) -> None:
-    command = [sys.executable, "-m", "flakefs", *arguments]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=180)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 @pytest.fixture
 def cluster() -> Iterator[LocalCluster]:
-    folder = private_folder("flakefs-h-") / "dev"
-    try:
-        flakefs("cluster", "dev", "-n", "3", "--replication", "001", "--dir", str(folder))
-        yield LocalCluster(folder)
-    finally:
-        if folder.exists():
-            for server in LocalCluster(folder).servers.values():
-                server.kill()  # their clean ends would take a quarter of the test's time
-            flakefs("cluster", "stop", "--remove", "--dir", str(folder))
-        folder.parent.rmdir()
+    with local_cluster() as running:
+        yield running
 
 
 def mounts(cluster: LocalCluster, folder: Path, count: int) -> list[Mount]:
-    servers: Any = SimpleNamespace(metadata_uri=cluster.metadata_uri)
-    first = ClusterMount(servers, folder, cluster.database, "", settings=SETTINGS)
+    first = ClusterMount(cluster, folder, SETTINGS)
     try:
         first.mount()
         for _ in range(count - 1):
