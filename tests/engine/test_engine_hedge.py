@@ -197,13 +197,23 @@ async def test_the_second_answers_while_the_first_sleeps(world: World) -> None:
 
 
 @pytest.mark.logs
-async def test_an_answer_that_comes_second_is_better(world: World) -> None:
+async def test_an_answer_that_comes_second_is_better(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """AS1: the fast one has no copy, the slow one has."""
     [ref], [content] = await mirrored(world)
     lose(world, ref, 2)
     awake = threading.Event()
     async with world.open(chunk_cache_bytes=0, writable=False) as engine:
         prefer(engine, 1)
+        answered = trio.Event()
+        ask_node = engine._asker.ask_node
+
+        async def ask(node: Node, *rest: Any) -> Any:
+            answers = await ask_node(node, *rest)
+            if node is node_of(engine, 2):
+                answered.set()
+            return answers
+
+        monkeypatch.setattr(engine._asker, "ask_node", ask)
         sleeping(node_of(engine, 1), awake)
         try:
             async with trio.open_nursery() as nursery:
@@ -213,6 +223,7 @@ async def test_an_answer_that_comes_second_is_better(world: World) -> None:
 
                 nursery.start_soon(read)
                 await until(lambda: engine.statistics().hedged_reads == 1)
+                await answered.wait()
                 awake.set()
         finally:
             awake.set()
