@@ -131,6 +131,8 @@ class Search:
     step: Callable[[object, Change | Write], object]
     """The state after; None when the change is not possible."""
     limit: int = 2_000_000
+    needs: Sequence[int] = ()
+    """For each event the changes, as bits, that it must not be earlier than; empty: none."""
     steps: int = 0
 
     def possible(self, start: object) -> bool:
@@ -165,6 +167,8 @@ class Search:
             waiting = min((e[1] for i, e in enumerate(self.events) if not held >> i & 1), default=math.inf)
             before = held
             for index, (since, _, holds) in enumerate(self.events):
+                if self.needs and self.needs[index] & ~done:
+                    continue
                 if not held >> index & 1 and min(changes, waiting) >= since and holds(state):
                     held |= 1 << index
             if held == before:
@@ -183,19 +187,27 @@ def explain_names(
 ) -> bool:
     """*stale*: how old what an event saw may be, in the unit of the times."""
     changes = [event for event in events if isinstance(event, Change)]
-    looks = []
+    looks: list[tuple[float, float, Callable[[object], bool]]] = []
+    needs = []
     for event in events:
         if isinstance(event, Whole):
             looks.append((event.began, event.ended, lambda state, e=event: fits(state, e)))
+            needs.append(0)
         elif isinstance(event, Seen):
-            own = [
-                math.nextafter(change.ended, math.inf)
-                for change in changes
-                if change.mount == event.mount and change.ended <= event.began and event.name in change[4:6]
-            ]
-            since = max([event.began - stale(event), *own])
-            looks.append((since, event.ended, lambda state, e=event: fits(state, e)))
-    return Search(changes, looks, apply, limit).possible(frozenset())
+            # A mount sees its own changes at once, and those of others soon: also when they came between its own change
+            # and the answer to that.
+            needs.append(
+                sum(
+                    1 << index
+                    for index, change in enumerate(changes)
+                    if change.sure
+                    and change.mount == event.mount
+                    and change.ended <= event.began
+                    and event.name in change[4:6]
+                )
+            )
+            looks.append((event.began - stale(event), event.ended, lambda state, e=event: fits(state, e)))
+    return Search(changes, looks, apply, limit, needs).possible(frozenset())
 
 
 def explain_register(start: int, events: Sequence[Write | Read], limit: int = 2_000_000) -> bool:

@@ -84,6 +84,13 @@ GOOD_NAMES = {
         Change(4, 5, 0, "rename", "a", "b"),
         Whole(9, 9, frozenset({("a", 5), ("b", 5)})),
     ],
+    "undone by another one before the answer, and seen as it was in between": [
+        Change(0, 1, 0, "create", "a", ino=5),
+        Change(2, 5, 1, "rename", "a", "b"),
+        Change(3, 4, 0, "rename", "b", "a"),
+        Seen(5, 5.5, 1, "a", None),
+        Whole(9, 9, frozenset({("a", 5)})),
+    ],
     "a folder over a folder": [
         Change(0, 1, 0, "mkdir", "a"),
         Change(0, 1, 1, "mkdir", "b"),
