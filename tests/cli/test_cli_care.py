@@ -34,12 +34,13 @@ class Pair:
 
     def volumes(self, number: int) -> list[Any]:
         home = self.homes[number - 1]
-        return [home[name] for name in home.list_collection_names() if name.startswith("vol_")]
+        return [home[name] for name in sorted(home.list_collection_names()) if name.startswith("vol_")]
 
     def rot(self, number: int) -> None:
-        """One byte of one chunk."""
+        """One byte of one chunk, the same on both nodes."""
         collection = next(c for c in self.volumes(number) if c.find_one())
-        chunk = collection.find_one()
+        chunk = collection.find_one(sort=[("_id", 1)])
+        assert chunk is not None
         data = bytearray(chunk["d"])
         data[0] ^= 1
         collection.update_one({"_id": chunk["_id"]}, {"$set": {"d": Binary(bytes(data))}})
