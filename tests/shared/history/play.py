@@ -320,7 +320,12 @@ class Play:
             self.names.append(Seen(began, time.monotonic(), mount, name, None))
             return 0, 0.0
         try:
-            facts = os.fstat(descriptor)
+            try:
+                facts = os.fstat(descriptor)
+            except OSError as error:
+                if error.errno == errno.ESTALE:  # removed elsewhere; such a descriptor does not hold a file
+                    return 0, 0.0
+                raise
             number = FOLDER if os.path.isdir(f"/proc/self/fd/{descriptor}") else facts.st_ino
             self.names.append(Seen(began, time.monotonic(), mount, name, number))
             if number == FOLDER:
