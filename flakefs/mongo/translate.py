@@ -70,6 +70,8 @@ MARKERS = (
 NOT_REPEATABLE = "does not support retryable writes"
 """A connection broke while a standalone server restarted: some drivers then repeat a write in the way that only replica
 sets know. The server has done nothing, and the next write goes through."""
+CACHE_FULL = "will not fit in the storage engine cache"
+"""A transaction met a cache full of what is not on disk yet: after the next checkpoint there is room."""
 TRANSIENT_LABELS = ("RetryableWriteError", "RetryableError", "SystemOverloadedError")
 
 
@@ -85,7 +87,9 @@ def translated(error: PyMongoError | BSONError, where: str) -> FlakeError:
     codes = set(_codes(error))
     if codes & DISK_FULL or "No space left on device" in str(error):
         return NoSpace(f"the disk of {where} is full: free some space there or add a node")
-    passing = NOT_REPEATABLE in str(error) or any(error.has_error_label(label) for label in TRANSIENT_LABELS)
+    passing = any(said in str(error) for said in (NOT_REPEATABLE, CACHE_FULL)) or any(
+        error.has_error_label(label) for label in TRANSIENT_LABELS
+    )
     if passing or codes & NOT_ANSWERED:
         return Unavailable(f"{where} cannot answer at the moment ({reason}): it will be asked again")
     if codes & GUARD_FAILED or error.has_error_label("TransientTransactionError"):

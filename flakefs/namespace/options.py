@@ -64,7 +64,7 @@ class NamespaceOptions:
     """Clean inodes kept in memory; entries, extents and literals of them count too. About 600 bytes each."""
     group_documents: int = 2_000
     """So many dirty inodes start a commit at once."""
-    dirty_documents_max: int = 20_000
+    dirty_documents_max: int = 10_000
     """Changes wait while more inodes are dirty."""
     lease_seconds: float = 15.0
     """A session that has not been heard of for so long may be declared dead by others; it says "alive" three times in

@@ -181,6 +181,7 @@ async def test_a_closed_door_is_not_a_crash(private_servers):
         (BulkWriteError({"writeErrors": [], "writeConcernErrors": [{"code": 91, "errmsg": "x"}]}), Unavailable),
         (OperationFailure("x", 112, {"errorLabels": ["TransientTransactionError"]}), Conflict),
         (OperationFailure("This MongoDB deployment does not support retryable writes. Please", 20), Unavailable),
+        (OperationFailure("transaction is too large and will not fit in the storage engine cache", 388), Unavailable),
         (OperationFailure("not authorized", 13), Refused),
         (OperationFailure("x", 1), Refused),
         (pymongo.errors.NotPrimaryError("x"), Unavailable),
