@@ -39,6 +39,8 @@ from flakefs.format.records import NodeRecord
 from flakefs.mongo.clients import connect, redacted, server_process
 from flakefs.mongo.door import Door
 
+DUPLICATE_KEY = 11000
+
 
 class Disk(NamedTuple):
     """A node's disk as its server sees it; bytes."""
@@ -175,11 +177,7 @@ class Node:
             process = self._process
             if process is None:
                 process = self._process = server_process(self.door.client)
-            try:
-                self.collection(collection, journaled=journaled).insert_many(documents, ordered=False)
-            except BulkWriteError as error:
-                if not _only_duplicates(error):
-                    raise
+            insert_new(self.collection(collection, journaled=journaled), documents)
             if journaled:  # ND4
                 self._check_marker_sync()
             return process
@@ -217,11 +215,18 @@ class Node:
         create_chunk_collection(self._database, collection)
 
 
-def _only_duplicates(error: BulkWriteError) -> bool:
-    """Was everything else inserted, and acknowledged as asked for?"""
-    details: Mapping[str, Any] = error.details or {}
-    problems = details.get("writeErrors") or ()
-    return bool(problems) and not details.get("writeConcernErrors") and all(p.get("code") == 11000 for p in problems)
+def insert_new(collection: Collection[Any], documents: Sequence[Any]) -> None:
+    """Insert what is not there. A chunk under its own key is the same wherever it comes from: an answer was lost, or
+    somebody else who copies it was faster.
+    """
+    try:
+        collection.insert_many(documents, ordered=False)
+    except BulkWriteError as error:
+        details: Mapping[str, Any] = error.details or {}
+        problems = details.get("writeErrors") or ()
+        acknowledged = not details.get("writeConcernErrors")
+        if not problems or not acknowledged or any(p.get("code") != DUPLICATE_KEY for p in problems):
+            raise
 
 
 def create_chunk_collection(database: Any, collection: str) -> None:

@@ -26,10 +26,9 @@ from bson.binary import Binary
 from bson.objectid import ObjectId
 from pymongo.collection import Collection
 from pymongo.database import Database
-from pymongo.errors import BulkWriteError
 from pymongo.write_concern import WriteConcern
 
-from flakefs.engine.nodes import create_chunk_collection
+from flakefs.engine.nodes import create_chunk_collection, insert_new
 from flakefs.errors import ChunkCorrupt, Damaged, FlakeError
 from flakefs.format import documents as d
 from flakefs.format.codec import CODECS, decode
@@ -41,7 +40,6 @@ from flakefs.values import ChunkRef
 
 BATCH_BYTES = 32 * 1024 * 1024
 WRITE_SECONDS = 60.0
-DUPLICATE_KEY = 11000
 
 
 class Flaw(NamedTuple):
@@ -174,17 +172,7 @@ class Copies:
 
     def _insert(self, node: Node, volume: int, documents: list[Document]) -> None:
         collection = self._journaled(node, volume)
-
-        def call() -> None:
-            try:
-                collection.insert_many(documents, ordered=False)
-            except BulkWriteError as error:
-                if any(e["code"] != DUPLICATE_KEY for e in error.details["writeErrors"]):
-                    raise
-                if error.details.get("writeConcernErrors"):
-                    raise
-
-        node.door.run_sync(call, deadline_seconds=WRITE_SECONDS)
+        node.door.run_sync(lambda: insert_new(collection, documents), deadline_seconds=WRITE_SECONDS)
 
     def _replace(self, node: Node, volume: int, document: Document) -> None:
         collection = self._journaled(node, volume)

@@ -35,10 +35,9 @@ from bson.errors import BSONError
 from bson.objectid import ObjectId
 from bson.raw_bson import RawBSONDocument
 from pymongo.collection import Collection
-from pymongo.errors import BulkWriteError
 from pymongo.write_concern import WriteConcern
 
-from flakefs.engine.nodes import create_chunk_collection
+from flakefs.engine.nodes import create_chunk_collection, insert_new
 from flakefs.errors import ChunkCorrupt, Refused
 from flakefs.format import documents as d
 from flakefs.format.codec import decode_unsized
@@ -51,7 +50,6 @@ BATCH_BYTES = 16 * 1024 * 1024
 BATCH_CHUNKS_MAX = 500
 CALL_SECONDS = 60.0
 JOURNALED = WriteConcern("majority", j=True)
-DUPLICATE_KEY = 11000
 
 Check = Callable[[], None]
 Advance = Callable[[int, int], None]
@@ -239,7 +237,7 @@ class _Copy:
     def insert(self, documents: list[RawBSONDocument]) -> int:
         """Journaled (CO2); the stored bytes."""
         if documents:
-            call = partial(_insert, _raw(self._target, self._name), documents)
+            call = partial(insert_new, _raw(self._target, self._name), documents)
             self._target.door.run_sync(call, deadline_seconds=CALL_SECONDS)
         size = sum(map(_stored_bytes, documents))
         self.done.chunks += len(documents)
@@ -268,16 +266,6 @@ def _raw(node: Node, name: str) -> Collection[RawBSONDocument]:
     options: CodecOptions[RawBSONDocument] = CodecOptions(document_class=RawBSONDocument)
     home = node.door.client[node.record.database]
     return home.get_collection(name, codec_options=options, write_concern=JOURNALED)  # type: ignore[return-value]
-
-
-def _insert(collection: Collection[RawBSONDocument], documents: list[RawBSONDocument]) -> None:
-    """Keys that are there already are fine: an answer was lost, or somebody mended this copy."""
-    try:
-        collection.insert_many(documents, ordered=False)
-    except BulkWriteError as error:
-        failed = {entry.get("code") for entry in error.details.get("writeErrors", ())}
-        if failed != {DUPLICATE_KEY} or error.details.get("writeConcernErrors"):
-            raise
 
 
 def _stored_bytes(document: RawBSONDocument) -> int:

@@ -6,7 +6,7 @@ Concurrency
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from flakefs.format import documents as d
@@ -28,6 +28,13 @@ def files_of(reader: Reader, lost: set[bytes]) -> dict[int, set[bytes]]:
 def words(names: set[bytes]) -> str:
     """About one file."""
     return f"{len(names)} of its chunks are lost, the first is {min(names).hex()}"
+
+
+def report(files: Mapping[str, int], chunks: int) -> list[str]:
+    """A line for each of *files*, as paths_of() names them; or one about *chunks* that no file names any more."""
+    if chunks and not files:
+        return [f"{chunks} chunks have no good copy; no file names them any more"]
+    return [f"lost: {path}: {count} of its chunks have no good copy" for path, count in files.items()]
 
 
 def chunks_in(reader: Reader, volumes: Iterable[int]) -> set[bytes]:

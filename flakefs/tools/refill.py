@@ -75,9 +75,7 @@ class Refilled:
         lines = [f"node {number} is marked again" for number in self.marked]
         lines.append(f"copied {self.chunks} chunks, {self.bytes} bytes, to nodes that lacked them")
         lines += [f"volume {volume} has a copy on {_named(nodes)} now" for volume, nodes in self.volumes.items()]
-        lines += [f"lost: {path}: {count} of its chunks have no good copy" for path, count in self.lost.items()]
-        if self.lost_chunks and not self.lost:
-            lines.append(f"{self.lost_chunks} chunks have no good copy; no file names them any more")
+        lines += lost.report(self.lost, self.lost_chunks)
         lines += self.waiting
         lines.append("every chunk has all its copies" if self.complete else "not every chunk has all its copies")
         return "\n".join(lines)

@@ -99,9 +99,7 @@ class Scrubbed:
             lines.append(f"mended {self.mended} copies that had rotted, {self.refilled} that were missing")
         if self.extra:
             lines.append(f"{self.extra} copies belong to no file; flakefs gc frees them")
-        lines += [f"lost: {path}: {count} of its chunks have no good copy" for path, count in self.lost.items()]
-        if self.lost_chunks and not self.lost:
-            lines.append(f"{self.lost_chunks} chunks have no good copy; no file names them any more")
+        lines += lost.report(self.lost, self.lost_chunks)
         lines += self.waiting
         lines.append("every copy is good" if self.sound else "not every copy is good")
         return "\n".join(lines)
