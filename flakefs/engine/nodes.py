@@ -135,14 +135,11 @@ class Node:
         self._introduced = True
 
     def _check_marker_sync(self) -> None:
-        marker = self._database[NODE_MARKER].find_one({"_id": self.uuid})
-        if marker is None or marker.get("node") != self.record.id:
+        try:
+            check_mark(self._database[NODE_MARKER].find_one({"_id": self.uuid}), self.record.id, self.title)
+        except Refused:
             self._introduced = False
-            whose = "bears no mark of this file system" if marker is None else f"is node {marker.get('node')}"
-            raise Refused(
-                f"{self.title} {whose}: the address leads to a wrong or an emptied database; "
-                "correct it or restore the data"
-            )
+            raise
 
     def _host_sync(self, hello: dict[str, Any]) -> str:
         """The machine, for telling disks apart."""
@@ -213,6 +210,15 @@ class Node:
         """An empty collection for a volume; one that is there already is fine. Runs inside the door."""
         self.introduce_sync()
         create_chunk_collection(self._database, collection)
+
+
+def check_mark(marker: Mapping[str, Any] | None, node: int, title: str) -> None:
+    """Raise Refused when the *marker* found in a database is not that of *node*, whose address led there."""
+    if marker is None or marker.get("node") != node:
+        whose = "bears no mark of this file system" if marker is None else f"is node {marker.get('node')}"
+        raise Refused(
+            f"{title} {whose}: the address leads to a wrong or an emptied database; correct it or restore the data"
+        )
 
 
 def insert_new(collection: Collection[Any], documents: Sequence[Any]) -> None:

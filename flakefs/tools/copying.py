@@ -37,8 +37,9 @@ from bson.raw_bson import RawBSONDocument
 from pymongo.collection import Collection
 from pymongo.write_concern import WriteConcern
 
+from flakefs.engine import nodes
 from flakefs.engine.nodes import create_chunk_collection, insert_new
-from flakefs.errors import ChunkCorrupt, Refused
+from flakefs.errors import ChunkCorrupt
 from flakefs.format import documents as d
 from flakefs.format.codec import decode_unsized
 from flakefs.format.hashing import chunk_hash, content_hash_of
@@ -133,13 +134,7 @@ def lacking(uuid: str, volume: int, sources: Sequence[Node], target: Node) -> It
 
 def check_mark(node: Node, uuid: str) -> None:
     """CO4."""
-    marker = node.reader.one(d.NODE_MARKER, uuid)
-    if marker is None or marker.get("node") != node.record.id:
-        whose = "bears no mark of this file system" if marker is None else f"is node {marker.get('node')}"
-        raise Refused(
-            f"{node.door.name} {whose}: the address leads to a wrong or an emptied database; "
-            "correct it or restore the data"
-        )
+    nodes.check_mark(node.reader.one(d.NODE_MARKER, uuid), node.record.id, node.door.name)
 
 
 def drop_volume(node: Node, uuid: str, volume: int) -> None:
