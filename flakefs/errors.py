@@ -20,6 +20,7 @@ A message is one sentence for the person who meets it: what, where, and what to 
     |   +-- AttributeTooLarge   E2BIG       no
     |   +-- NotSupported        EOPNOTSUPP  no
     |   +-- Stale               ESTALE      no
+    |   +-- NotMeant            ESTALE      no     a name leads elsewhere: the kernel looks again
     |   +-- BadHandle           EBADF       no
     |   +-- NoSpace             ENOSPC      no     nodes or metadata disk full
     |   +-- ReadOnly            EROFS       no     mounted read-only, or turned read-only by trouble
@@ -122,6 +123,10 @@ class NotSupported(PosixError):
 
 
 class Stale(PosixError):
+    errno = errno.ESTALE
+
+
+class NotMeant(PosixError):
     errno = errno.ESTALE
 
 

@@ -42,6 +42,7 @@ import trio
 from cachetools import LRUCache
 
 from flakefs.fuse.options import FuseOptions
+from flakefs.fuse.told import Place, Told
 from flakefs.namespace import Inode, Namespace
 
 log = logging.getLogger(__name__)
@@ -62,9 +63,6 @@ GONE = (errno.ENOTCONN, errno.EBADF, errno.ENODEV, errno.EINVAL)
 _unlimited = trio.CapacityLimiter(1_000_000)
 
 T = TypeVar("T")
-
-Place = tuple[int, bytes]
-"""(folder, name)"""
 
 
 class KernelCaches:
@@ -87,6 +85,7 @@ class KernelCaches:
         self._ended = False  # the threads are to come back
         self._written_down: dict[Place, None] = {}  # K4, in the order in which they were given
         self._seen: LRUCache[int, tuple[int, int, int]] = LRUCache(SEEN_MAX)  # K5
+        self.told = Told()  # in shared mode
         self._wake_inodes = trio.Event()
         self._wake_names = trio.Event()
         self.dropped_inodes = self.dropped_names = self.dropped_all = 0
@@ -105,6 +104,7 @@ class KernelCaches:
     def drop_entry(self, parent: int, name: bytes) -> None:
         if parent in self._held or parent == ROOT:
             self._written_down.pop((parent, name), None)
+            self.told.forget((parent, name))
             self._names[parent, name] = None
             self._wake_names.set()
             if len(self._names) > PENDING_MAX:
@@ -114,6 +114,7 @@ class KernelCaches:
         self._all = True
         self._asked += 1
         self._seen.clear()
+        self.told.clear()
         self._wake_names.set()
 
     # -- for the handlers --
@@ -125,6 +126,8 @@ class KernelCaches:
 
     def given(self, parent: int, name: bytes, inode: Inode | None) -> None:
         """The kernel is given this name, None: that there is no such name (K4)."""
+        if self._ns.shared:
+            self.told.given((parent, name), inode)
         if parent == ROOT or (inode is not None and (inode.parent != parent or inode.name != name)):
             written_down = self._written_down
             written_down[parent, name] = None

@@ -44,7 +44,7 @@ from pyfuse3 import (
 )
 from pyfuse3 import Operations as Handlers
 
-from flakefs.errors import NoAttribute
+from flakefs.errors import NoAttribute, NotMeant
 from flakefs.fuse.attributes import dot_entry, entry_maker, no_entry, statvfs_data
 from flakefs.fuse.boundary import answered, silent
 from flakefs.fuse.caches import KernelCaches
@@ -167,14 +167,28 @@ class Operations(Handlers):
     ) -> None:
         if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE):
             raise FUSEError(errno.EINVAL)
-        await self._fs.rename(
-            parent_inode_old,
-            name_old,
-            parent_inode_new,
-            name_new,
-            noreplace=bool(flags & RENAME_NOREPLACE),
-            exchange=bool(flags & RENAME_EXCHANGE),
-        )
+        old, new, exchange = (parent_inode_old, name_old), (parent_inode_new, name_new), bool(flags & RENAME_EXCHANGE)
+        noreplace = bool(flags & RENAME_NOREPLACE)
+        if not self._ns.shared:
+            await self._fs.rename(*old, *new, noreplace=noreplace, exchange=exchange)
+            return
+        told = self._caches.told
+        asked = (ctx.pid, old, new, flags)
+        again = told.is_repeated(asked)
+
+        def meant(source: Inode, target: Inode | None) -> bool:
+            return again or (told.agrees(old, source) and (not exchange or told.agrees(new, target)))
+
+        try:
+            await self._fs.rename(*old, *new, noreplace=noreplace, exchange=exchange, meant=meant)
+        except NotMeant:
+            told.refused(asked)
+            raise
+        told.moved(old, new, exchange=exchange)
+        if again:  # it may have moved something else
+            self._caches.drop_entry(*new)
+            if exchange:
+                self._caches.drop_entry(*old)
 
     @answered
     async def readlink(self, inode: int, ctx: RequestContext) -> bytes:

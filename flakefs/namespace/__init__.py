@@ -8,6 +8,7 @@ from flakefs.namespace.coherence import KernelSide
 from flakefs.namespace.inode import UNKNOWN, Inode, Unknown
 from flakefs.namespace.maps import FileMap
 from flakefs.namespace.options import ContentSide, NamespaceOptions, NamespaceStatistics
+from flakefs.namespace.renames import Meant
 from flakefs.namespace.sessions import Session, open_session
 from flakefs.namespace.shared import Watch
 from flakefs.namespace.space import Namespace, open_namespace
@@ -18,6 +19,7 @@ __all__ = [
     "FileMap",
     "Inode",
     "KernelSide",
+    "Meant",
     "Namespace",
     "NamespaceOptions",
     "NamespaceStatistics",

@@ -4,6 +4,7 @@ Invariants
     R1  As H1: everything is loaded, looked at again, checked and changed with no await in between.
     R2  A folder never comes to lie inside itself.
     R3  Two names of the same inode stay as they are, which is a success.
+    R4  What is moved is what the caller meant, at that moment: `meant` is asked with no await before the change.
 
 Concurrency
     Belongs to the trio thread.
@@ -15,6 +16,7 @@ Not here
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from typing import Final, Literal
 
 from flakefs.errors import (
@@ -24,6 +26,7 @@ from flakefs.errors import (
     NotDirectory,
     NotEmpty,
     NotFound,
+    NotMeant,
     TooManyLinks,
 )
 from flakefs.format.names import checked
@@ -36,6 +39,10 @@ from flakefs.values import ROOT_INO
 
 class IntoItself(InvalidArgument):
     """A folder would lie inside itself (R2), as far as is known here."""
+
+
+Meant = Callable[[Inode, Inode | None], bool]
+"""(what is moved, what was there or is exchanged with it) -> is that what the caller wants to move (R4)?"""
 
 
 class _Unchanged(enum.Enum):
@@ -61,13 +68,11 @@ class Renames:
         *,
         noreplace: bool = False,
         exchange: bool = False,
+        meant: Meant | None = None,
         now: int,
     ) -> Literal[_Unchanged.UNCHANGED] | None:
-        """See rename(2) and renameat2(2)."""
-        checked(name)
-        checked(new_name)
-        if noreplace and exchange:
-            raise InvalidArgument("a rename cannot both exchange two names and refuse to replace one")
+        """See rename(2) and renameat2(2); NotMeant when *meant* says no."""
+        _check_request(name, new_name, noreplace, exchange)
         both = (parent.ino, name), (new_parent.ino, new_name)
         await self._changes.begin()
         held: list[Inode | None] = []  # what was loaded stays in memory until the look that counts
@@ -78,12 +83,14 @@ class Renames:
                 continue
             source, target = peek(parent, name), peek(new_parent, new_name)
             if isinstance(source, Unknown) or isinstance(target, Unknown):
-                held += [await child(parent, name), await child(new_parent, new_name)]
+                held += await child(parent, name), await child(new_parent, new_name)
                 continue
             if source is None or (exchange and target is None):
                 raise NotFound(f"there is no {name if source is None else new_name!r}")
             if noreplace and target is not None:
                 raise Exists(f"there is a {new_name!r} already")
+            if meant is not None and not meant(source, target):
+                raise NotMeant(f"{name!r} leads elsewhere by now")
             if source is target:
                 return UNCHANGED
             if not self._ancestors_known(parent, new_parent, source, target):
@@ -216,6 +223,13 @@ class Renames:
             folder = await self._cache.get(folder.parent)
             held.append(folder)
         return held
+
+
+def _check_request(name: bytes, new_name: bytes, noreplace: bool, exchange: bool) -> None:
+    checked(name)
+    checked(new_name)
+    if noreplace and exchange:
+        raise InvalidArgument("a rename cannot both exchange two names and refuse to replace one")
 
 
 def _check_kinds(name: bytes, source: Inode, new_name: bytes, target: Inode) -> None:

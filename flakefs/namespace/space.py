@@ -44,7 +44,7 @@ from flakefs.namespace.operations import Operations
 from flakefs.namespace.options import ContentSide, NamespaceOptions, NamespaceStatistics
 from flakefs.namespace.orphans import Orphans
 from flakefs.namespace.prefetch import Prefetch
-from flakefs.namespace.renames import Renames
+from flakefs.namespace.renames import Meant, Renames
 from flakefs.namespace.rollback import Reload
 from flakefs.namespace.segments import Segments
 from flakefs.namespace.sessions import Session
@@ -194,14 +194,15 @@ class Namespace:
         *,
         noreplace: bool = False,
         exchange: bool = False,
+        meant: Meant | None = None,
         now: int,
     ) -> None:
-        """See rename(2) and renameat2(2)."""
+        """See rename(2) and renameat2(2), and Renames.rename() for *meant*."""
         names = ((parent, name), (new_parent, new_name))
 
         async def rename() -> object:
             return await self._renames.rename(
-                parent, name, new_parent, new_name, noreplace=noreplace, exchange=exchange, now=now
+                parent, name, new_parent, new_name, noreplace=noreplace, exchange=exchange, meant=meant, now=now
             )
 
         if not self._cache.shared:

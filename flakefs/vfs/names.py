@@ -17,7 +17,7 @@ import stat
 
 from flakefs.errors import BadHandle, Exists, InvalidArgument, NameTooLong, NotFound, NotPermitted
 from flakefs.format.names import checked
-from flakefs.namespace import UNKNOWN, Inode
+from flakefs.namespace import UNKNOWN, Inode, Meant
 from flakefs.values import NAME_MAX, SYMLINK_MAX
 from flakefs.vfs import attributes
 from flakefs.vfs.base import Base
@@ -118,15 +118,19 @@ class Names(Base):
         *,
         noreplace: bool = False,
         exchange: bool = False,
+        meant: Meant | None = None,
     ) -> None:
-        """As renameat2(2); both flags at once are refused."""
+        """As renameat2(2); both flags at once are refused. NotMeant when *meant* says no of what would be moved."""
         if noreplace and exchange:
             raise InvalidArgument("a rename cannot both exchange and not replace")
         checked(name)
         checked(new_name)
         source = await self._folder(parent)
         target = await self._folder(new_parent)
-        await self.ns.rename(source, name, target, new_name, noreplace=noreplace, exchange=exchange, now=self._clock())
+        now = self._clock()
+        await self.ns.rename(
+            source, name, target, new_name, noreplace=noreplace, exchange=exchange, meant=meant, now=now
+        )
 
     async def opendir(self, ino: int) -> int:
         folder = await self._folder(ino)

@@ -1,0 +1,70 @@
+"""Which inode the kernel takes a name for, in shared mode, and renames of names that lead elsewhere by now.
+
+Purpose
+    After a rename the kernel moves its own entry, whatever the name led to when the rename was done: where another
+    mount had just given the name to another file, it would show the old file under the new name, and take a rename to
+    the old file's other name for one between two names of one file, which does nothing and succeeds.
+
+Invariants
+    TO1  What agrees() affirms is what the kernel believes: it was told that last, or has moved it itself, and was not
+         told to forget it. What is not known is not affirmed.
+    TO2  A rename that is refused for that is refused once: with ESTALE the kernel looks all names up again and repeats
+         the call. The second time it is done, and the kernel is to forget the names afterwards.
+
+Concurrency
+    Trio task only; nothing waits.
+
+Not here
+    Making the kernel forget (fuse.caches), the rename (namespace.renames).
+"""
+
+from __future__ import annotations
+
+from cachetools import LRUCache
+
+from flakefs.namespace import Inode
+
+TOLD_MAX = 20_000
+"""Of a name that is not remembered any more a rename takes one more question."""
+REPEATED_MAX = 1_000
+
+Place = tuple[int, bytes]
+"""(folder, name)"""
+Rename = tuple[int, Place, Place, int]
+"""(thread that asks, old, new, flags)"""
+
+
+class Told:
+    def __init__(self) -> None:
+        self._inos: LRUCache[Place, int] = LRUCache(TOLD_MAX)
+        self._refused: LRUCache[Rename, None] = LRUCache(REPEATED_MAX)  # TO2
+
+    def given(self, place: Place, inode: Inode | None) -> None:
+        """The kernel is told that the name leads to *inode*, None: nowhere."""
+        self._inos[place] = inode.ino if inode is not None else 0
+
+    def forget(self, place: Place) -> None:
+        self._inos.pop(place, None)
+
+    def clear(self) -> None:
+        self._inos.clear()
+
+    def agrees(self, place: Place, inode: Inode | None) -> bool:
+        """Does the kernel take the name for this inode, None: for one that is not there (TO1)?"""
+        return self._inos.get(place) == (inode.ino if inode is not None else 0)
+
+    def is_repeated(self, rename: Rename) -> bool:
+        """TO2: was the same rename refused just now?"""
+        return bool(self._refused) and self._refused.pop(rename, self) is None
+
+    def refused(self, rename: Rename) -> None:
+        self._refused[rename] = None
+
+    def moved(self, old: Place, new: Place, *, exchange: bool) -> None:
+        """The kernel has moved its entry, or exchanged two."""
+        inos = self._inos
+        one, other = inos.pop(old, None), inos.pop(new, None)
+        if one is not None:
+            inos[new] = one
+        if exchange and other is not None:
+            inos[old] = other

@@ -1,0 +1,166 @@
+"""Renames of names that another mount has just given away: the kernel moves what it took the name for."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from flakefs.fuse.told import Told
+from flakefs.namespace import Inode
+from flakefs.testing.mounted import Mount, NewMount, new_mount
+from tests.shared.mounts import MARKS, names, until
+
+__all__ = ["new_mount"]
+
+pytestmark = MARKS
+
+RENAME = """
+import ctypes, os, sys
+flags, old, new = sys.argv[1:]
+libc = ctypes.CDLL(None, use_errno=True)
+if libc.renameat2(-100, os.fsencode(old), -100, os.fsencode(new), int(flags)):
+    sys.exit(os.strerror(ctypes.get_errno()))
+"""
+EXCHANGE = 2
+
+
+@pytest.fixture
+def two(new_mount: NewMount) -> tuple[Mount, Mount]:
+    one = new_mount()
+    return one, one.another()
+
+
+@contextmanager
+def under_way(mount: Mount, old: Path, new: Path, flags: int = 0) -> Iterator[None]:
+    """A rename that the kernel has asked *mount* for, and that is answered after the block."""
+    mount.signal(signal.SIGSTOP)
+    try:
+        child = subprocess.Popen([sys.executable, "-c", RENAME, str(flags), str(old), str(new)])
+        until(lambda: "fuse" in Path(f"/proc/{child.pid}/stack").read_text())
+        yield
+    finally:
+        mount.signal(signal.SIGCONT)
+    assert child.wait(30) == 0
+
+
+def contents(mount: Mount) -> dict[str, str]:
+    return {name: (mount.path / name).read_text() for name in names(mount.path)}
+
+
+def shows(mount: Mount, expected: dict[str, str]) -> bool:
+    return contents(mount) == expected
+
+
+def check(mounts: tuple[Mount, Mount], expected: dict[str, str]) -> None:
+    for mount in mounts:
+        until(partial(shows, mount, expected))
+
+
+@pytest.mark.parametrize("seen", [True, False], ids=["both-names-seen", "one-name-seen"])
+def test_a_name_leads_to_another_file_when_the_rename_arrives(two: tuple[Mount, Mount], seen: bool) -> None:
+    one, other = two
+    (one.path / "c").write_text("old")
+    until((other.path / "c").exists)
+    if seen:
+        assert not (other.path / "a").exists()
+    with under_way(other, other.path / "c", other.path / "a"):
+        os.rename(one.path / "c", one.path / "b")
+        (one.path / "c").write_text("new")
+    assert (other.path / "b").read_text() == "old"
+    os.rename(other.path / "a", other.path / "b")  # not two names of one file, as the kernel may believe
+    check(two, {"b": "new"})
+    assert (other.path / "b").stat().st_nlink == 1
+
+
+def test_an_exchange_of_names_that_lead_elsewhere(two: tuple[Mount, Mount]) -> None:
+    one, other = two
+    for name in ("a", "b", "c"):
+        (one.path / name).write_text(name)
+        until((other.path / name).exists)
+    with under_way(other, other.path / "a", other.path / "b", EXCHANGE):
+        os.rename(one.path / "b", one.path / "d")
+        os.rename(one.path / "c", one.path / "b")
+    assert contents(other) == {"a": "c", "b": "a", "d": "b"}
+    os.rename(other.path / "a", other.path / "d")
+    check(two, {"b": "a", "d": "c"})
+
+
+def test_a_name_that_is_gone_when_the_rename_arrives(two: tuple[Mount, Mount]) -> None:
+    one, other = two
+    (one.path / "c").write_text("old")
+    until((other.path / "c").exists)
+    with pytest.raises(AssertionError), under_way(other, other.path / "c", other.path / "a"):
+        os.unlink(one.path / "c")
+    assert not (other.path / "a").exists()
+    check(two, {})
+
+
+def test_a_name_given_away_before_it_was_shared(new_mount: NewMount) -> None:
+    """What the kernel was told while alone is not written down: it is asked to look again, and nobody notices."""
+    one = new_mount()
+    (one.path / "c").write_text("old")
+    (one.path / "folder").mkdir()
+    (one.path / "folder" / "f").write_text("f")
+    other = one.another()
+    os.rename(one.path / "c", one.path / "a")
+    os.rename(one.path / "folder", one.path / "moved")
+    os.rename(one.path / "moved" / "f", one.path / "f")
+    until(lambda: names(other.path) == ["a", "f", "moved"])
+    assert (other.path / "a").read_text() == "old"
+
+
+# -- what is remembered for it --
+
+OLD, NEW = (1, b"old"), (1, b"new")
+
+
+def inode(ino: int) -> Inode:
+    return Inode(ino, 1, b"old", stat.S_IFREG, 0, 0, 0, 0, 1, 0, 0, 0, 0, {}, b"", 1)
+
+
+def test_to1_only_what_the_kernel_was_told_is_affirmed() -> None:
+    told = Told()
+    assert not told.agrees(OLD, inode(5))
+    told.given(OLD, inode(5))
+    assert told.agrees(OLD, inode(5))
+    assert not told.agrees(OLD, inode(6))
+    told.given(OLD, None)
+    assert not told.agrees(OLD, inode(5))
+    told.given(OLD, inode(5))
+    told.moved(OLD, NEW, exchange=False)
+    assert told.agrees(NEW, inode(5))
+    assert not told.agrees(OLD, inode(5))
+    told.given(OLD, inode(6))
+    told.moved(OLD, NEW, exchange=True)
+    assert told.agrees(OLD, inode(5))
+    assert told.agrees(NEW, inode(6))
+    told.forget(NEW)
+    assert not told.agrees(NEW, inode(6))
+    told.clear()
+    assert not told.agrees(OLD, inode(5))
+
+
+def test_to1_what_was_moved_from_an_unknown_name_is_not_known() -> None:
+    told = Told()
+    told.given(NEW, inode(5))
+    told.moved(OLD, NEW, exchange=False)
+    assert not told.agrees(NEW, inode(5))
+
+
+def test_to2_a_rename_is_refused_once() -> None:
+    told = Told()
+    rename = (77, OLD, NEW, 0)
+    assert not told.is_repeated(rename)
+    told.refused(rename)
+    assert not told.is_repeated((78, OLD, NEW, 0))
+    assert told.is_repeated(rename)
+    assert not told.is_repeated(rename)
