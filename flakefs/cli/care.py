@@ -163,7 +163,7 @@ def repair_command(state: State, number: int | None, force: bool, rate: int | No
     that does not answer is waited for; flakefs nodes remove replaces it.
     """
     from flakefs.app.stack import metadata_door
-    from flakefs.tools.copying import Rate
+    from flakefs.tools.rate import Rate
     from flakefs.tools.refill import repair_replicas
 
     config = state.config

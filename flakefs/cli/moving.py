@@ -57,8 +57,8 @@ def drain_command(state: State, number: int, rate: int | None, as_json: bool) ->
 
     Works while the file system is mounted. Can be interrupted and run again. Status 1 when something was damaged.
     """
-    from flakefs.tools.copying import Rate
     from flakefs.tools.drain import drain
+    from flakefs.tools.rate import Rate
 
     with _fleet(state, "drain") as fleet, watching() as watch:
         moved = drain(fleet, number, watch, Rate(rate))
@@ -77,7 +77,7 @@ def remove_command(state: State, number: int, force: bool, rate: int | None, as_
     What lay on a dead node is copied anew from other copies first. When there are none, the damaged files are listed
     and nothing is removed: status 1. The id is never used again.
     """
-    from flakefs.tools.copying import Rate
+    from flakefs.tools.rate import Rate
     from flakefs.tools.remove import remove
 
     with _fleet(state, "remove") as fleet, watching() as watch:
@@ -105,7 +105,7 @@ def balance_command(state: State, threshold: float, rate: int | None, as_json: b
     Works while the file system is mounted. Can be interrupted and run again. Status 1 when they cannot be made even.
     """
     from flakefs.tools.balance import balance
-    from flakefs.tools.copying import Rate
+    from flakefs.tools.rate import Rate
 
     with _fleet(state, "balance") as fleet, watching() as watch:
         balanced = balance(fleet, threshold, watch, Rate(rate))
@@ -135,8 +135,8 @@ def move_command(state: State, volume: int, source: int, target: int, rate: int 
 
     Works while the file system is mounted. Can be interrupted and run again.
     """
-    from flakefs.tools.copying import Rate
     from flakefs.tools.moving import move_volume
+    from flakefs.tools.rate import Rate
 
     with _fleet(state, "move") as fleet, watching() as watch:
         moved = move_volume(fleet, volume, source, target, watch, Rate(rate))

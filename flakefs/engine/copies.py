@@ -1,17 +1,18 @@
-"""What one node's copy of a chunk is worth.
+"""What one node answers when it is asked for chunks.
 
 Purpose
-    Reads copies from one node, decodes and hashes them, and says for each whether it is good, missing or damaged.
+    Reads copies from one node and gives an answer for each: its verified content, or that it is missing or damaged.
 
 Invariants
-    CO1  Content is returned only when its hash is the one in the chunk's name; only then is a document a good copy.
+    CO1  Only what `verify` gave (format.verifying) is returned as content; only then is a document a good copy.
     CO2  A collection that is renamed or dropped under a query is no damage: it makes Moving, which is asked again.
 
 Concurrency
     Functions that end in _sync run in worker threads, inside the node's door.
 
 Not here
-    Which node is asked, and when (engine.asking); putting a good copy in the place of a bad one (engine.healing).
+    What a good copy is (format.verifying); which node is asked, and when (engine.asking); putting a good copy in the
+    place of a bad one (engine.healing).
 """
 
 from __future__ import annotations
@@ -21,10 +22,9 @@ from collections.abc import Callable, Sequence
 from pymongo.errors import OperationFailure
 
 from flakefs.engine.nodes import Node
-from flakefs.errors import ChunkCorrupt, ChunkMissing, Damaged, FlakeError, Unavailable
-from flakefs.format.codec import decode
-from flakefs.format.documents import Document, read_chunk
-from flakefs.format.hashing import chunk_hash, content_hash_of
+from flakefs.errors import ChunkCorrupt, ChunkMissing, FlakeError, Unavailable
+from flakefs.format.documents import Document
+from flakefs.format.verifying import verify
 from flakefs.values import ChunkRef
 
 MOVED = frozenset(
@@ -66,16 +66,10 @@ def judge(ref: ChunkRef, document: Document | None, where: str) -> Answer:
     name = f"chunk {ref.hash.hex()[:12]} (key {ref.key.hex()})"
     if document is None:
         return ChunkMissing(f"{name} is missing in {where}: run flakefs fsck and restore a copy")
-    try:
-        chunk = read_chunk(document)
-        if not isinstance(chunk.data, bytes):
-            raise ChunkCorrupt("its content is no binary data")
-        data = decode(chunk.codec, chunk.data, ref.length)
-    except (ChunkCorrupt, Damaged) as error:
-        return ChunkCorrupt(f"{name} is damaged in {where}: {error}")
-    if chunk_hash(data) != content_hash_of(ref.hash):
-        return ChunkCorrupt(f"{name} holds other bytes than its hash says in {where}: run flakefs fsck")
-    return data
+    verdict = verify(document, ref)
+    if verdict.content is None:
+        return ChunkCorrupt(f"{name} is damaged in {where}: {verdict.said}; run flakefs fsck")
+    return verdict.content
 
 
 def is_bad(answer: Answer) -> bool:

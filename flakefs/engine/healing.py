@@ -4,8 +4,8 @@ Purpose
     A background task: what a read found bad on one node, while another one answered well, is copied from there.
 
 Invariants
-    HL1  Only a copy that was hashed is copied, and it is journaled on arrival. Its document is taken as it is, so that
-         all replicas hold the same bytes.
+    HL1  Only a copy that was hashed is copied, and it is journaled on arrival. Its document is taken as it is but for
+         its label, which is made the right one, so that all replicas hold the same bytes.
     HL2  Nothing is resurrected: a damaged copy is replaced only where it still is; a missing one is inserted only while
          the index names the chunk and the volume names the node, and taken back when they do not any more afterwards.
     HL3  At most QUEUE_MAX copies wait; the next read of what found no room finds it again. Reads never wait for this.
@@ -151,7 +151,7 @@ def good_copy_sync(node: Node, collection: str, volume: int, ref: ChunkRef) -> D
     """The document of *ref* on *node* when it is a good copy. Runs inside the door."""
     document = documents_sync(node, collection, [ref]).get(ref.key)
     answer = judge(ref, document, f"volume {volume} on {node.title}")
-    return document if isinstance(answer, bytes) else None
+    return document | {"h": ref.hash} if document is not None and isinstance(answer, bytes) else None
 
 
 def put_copy_sync(node: Node, collection: str, document: Document, *, missing: bool) -> bool:

@@ -318,7 +318,10 @@ def chunk_document(key: bytes, content_hash: bytes, codec: str, data: bytes) -> 
 def read_chunk(document: Mapping[str, Any]) -> ChunkRecord:
     """Decode a chunk of a node; raises Damaged when it is no chunk document."""
     try:
-        return ChunkRecord(document["_id"].binary, bytes(document["h"]), document["c"], document["d"])
+        label, data = document["h"], document["d"]
+        if not (isinstance(label, bytes) and isinstance(data, bytes)):  # bytes() of a number would allocate that many
+            raise TypeError("its label or its content is no binary data")
+        return ChunkRecord(document["_id"].binary, bytes(label), document["c"], data)
     except UNREADABLE as error:
         raise Damaged(f"chunk document {document.get('_id')} cannot be read ({error!r})") from error
 

@@ -23,10 +23,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from flakefs.errors import NoSpace, Unavailable
-from flakefs.tools.copying import Rate
 from flakefs.tools.fleet import Fleet
 from flakefs.tools.lease import VolumeGone, VolumeTaken
 from flakefs.tools.moving import Moved, Mover, PlacesChanged, Watch
+from flakefs.tools.rate import Rate
 
 THRESHOLD = 0.10
 """Of the mean."""

@@ -25,12 +25,13 @@ from flakefs.engine.topology import place_of
 from flakefs.errors import Damaged, Unavailable
 from flakefs.format.placement import Place, choose, why_not
 from flakefs.format.records import VolumeRecord
-from flakefs.tools.copying import Rate, copy_volume, lacking
 from flakefs.tools.fleet import Fleet
 from flakefs.tools.lease import volume_lease
 from flakefs.tools.moving import Watch
+from flakefs.tools.rate import Rate
 from flakefs.tools.replicas import short_of, wanted_code
 from flakefs.tools.sealing import raise_epoch, seal, wait_acknowledged
+from flakefs.tools.volume_copies import copy_volume, lacking
 
 COMPARE_TRIES = 3
 SAME_SERVER = 10.0

@@ -26,13 +26,14 @@ from flakefs.engine.sweep import stored_volumes
 from flakefs.errors import FlakeError, NoSpace, Unavailable, UsageError
 from flakefs.format import documents as d
 from flakefs.format.records import VolumeRecord
-from flakefs.tools.copying import Rate, drop_volume
 from flakefs.tools.fleet import Fleet, replaced
 from flakefs.tools.lease import DURABLE, LEASE_SECONDS, VolumeGone, VolumeTaken
 from flakefs.tools.moving import Moved, Mover, PlacesChanged, Watch
+from flakefs.tools.rate import Rate
 from flakefs.tools.reader import Reader
 from flakefs.tools.rewriting import drop_unfinished, unfinished_copies
 from flakefs.tools.sealing import raise_epoch, wait_acknowledged
+from flakefs.tools.volume_copies import drop_volume
 
 TAKEN_SECONDS = 2 * LEASE_SECONDS
 """How long volumes are waited for that other tools work on, when nothing else is left to do."""

@@ -25,8 +25,8 @@ from flakefs.engine.sweep import stored_volumes
 from flakefs.errors import FlakeError
 from flakefs.format import documents as d
 from flakefs.format.documents import Document
+from flakefs.format.verifying import verify
 from flakefs.tools.chunks import Node
-from flakefs.tools.copies import flaw
 from flakefs.tools.exclusive import Writer
 from flakefs.tools.problems import Problem
 from flakefs.values import ChunkRef
@@ -135,7 +135,7 @@ class ContentMender:
                 document = node.reader.one(d.volume_collection(self._uuid, ref.volume), ObjectId(ref.key))
                 if document is None:
                     continue
-                if flaw(document, ref) is None:
+                if verify(document, ref).flaw is None:
                     return len(document["d"])
             except FlakeError:
                 continue

@@ -19,7 +19,7 @@ Concurrency
     Blocks, one thread. Several Movers, on any machines: the lease keeps them apart.
 
 Not here
-    Copying (tools.copying), which volume goes where (tools.drain, tools.balance).
+    Copying (tools.volume_copies), which volume goes where (tools.drain, tools.balance).
 """
 
 from __future__ import annotations
@@ -35,11 +35,12 @@ from flakefs.errors import Damaged, FlakeError, Unavailable, UsageError
 from flakefs.format import documents as d
 from flakefs.format.records import VolumeRecord
 from flakefs.tools import chunks
-from flakefs.tools.copying import Rate, copy_volume, drop_volume, lacking
 from flakefs.tools.fleet import Fleet, replaced
 from flakefs.tools.lease import Lease, VolumeGone, VolumeTaken, volume_lease
+from flakefs.tools.rate import Rate
 from flakefs.tools.reader import Reader
 from flakefs.tools.sealing import acknowledged, raise_epoch, seal, wait_acknowledged
+from flakefs.tools.volume_copies import copy_volume, drop_volume, lacking
 
 FINISH_SECONDS = 20.0
 """How long those who still read from an old copy are waited for at the end (MO4)."""

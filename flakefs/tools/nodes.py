@@ -7,7 +7,7 @@ Concurrency
     One thread, blocking.
 
 Not here
-    The comparison of keys (tools.chunks), what is wrong with a copy (tools.copies).
+    The comparison of keys (tools.chunks), what is wrong with a copy (format.verifying).
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from flakefs.errors import Damaged, FlakeError
 from flakefs.format import documents as d
 from flakefs.format.documents import Document
 from flakefs.format.records import VolumeRecord, read_volume
+from flakefs.format.verifying import verify
 from flakefs.tools import chunks, lost
 from flakefs.tools.chunks import Node, Stretch
-from flakefs.tools.copies import flaw
 from flakefs.tools.problems import Problem, Report
 from flakefs.tools.reader import Reader
 from flakefs.tools.rewriting import unfinished_copies
@@ -171,9 +171,9 @@ class NodeCheck:
             record = d.read_index(entry)
         except Damaged:
             return  # named already
-        wrong = flaw(document, record.ref)
-        if wrong is not None:
-            self._report.add(wrong.kind, where, f"{label}: {wrong.said}", name=record.ref.hash)
+        verdict = verify(document, record.ref)
+        if verdict.flaw is not None:
+            self._report.add(verdict.flaw.value, where, f"{label}: {verdict.said}", name=record.ref.hash)
             self._note_bad(record.ref.hash, volume, node)
         elif len(document["d"]) != record.stored_bytes:
             said = f"{label} has {len(document['d'])} stored bytes, the index says {record.stored_bytes}"

@@ -37,11 +37,11 @@ from flakefs.mongo.door import Door
 from flakefs.tools import chunks, lost
 from flakefs.tools.chunks import Node, Resolve, Stretch
 from flakefs.tools.completing import complete, further_nodes, incomplete
-from flakefs.tools.copies import Copies, named_now
-from flakefs.tools.copying import Rate
 from flakefs.tools.fleet import Fleet, open_fleet
 from flakefs.tools.lease import VolumeTaken, volume_lease
+from flakefs.tools.mend_copies import Copies, named_now
 from flakefs.tools.moving import Watch
+from flakefs.tools.rate import Rate
 from flakefs.tools.reader import Reader
 from flakefs.tools.together import seal_together
 

@@ -33,15 +33,16 @@ from flakefs.format import documents as d
 from flakefs.format.documents import Document
 from flakefs.format.records import VolumeRecord
 from flakefs.tools.chunks import BATCH
-from flakefs.tools.copying import Rate, check_mark
 from flakefs.tools.drain import drain_rest, empty, seal_all, stop_volumes
 from flakefs.tools.fleet import Fleet
 from flakefs.tools.lease import DURABLE, volume_lease
 from flakefs.tools.lost import files_of
 from flakefs.tools.moving import Moved, Mover, Watch
 from flakefs.tools.paths import path_of
+from flakefs.tools.rate import Rate
 from flakefs.tools.reader import Reader
 from flakefs.tools.sealing import raise_epoch
+from flakefs.tools.volume_copies import check_mark
 from flakefs.values import ROOT_INO
 
 

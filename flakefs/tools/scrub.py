@@ -37,17 +37,18 @@ from flakefs.errors import Damaged, Fenced, FlakeError, HeldElsewhere
 from flakefs.format import documents as d
 from flakefs.format.documents import Document
 from flakefs.format.records import VolumeRecord, read_volume
+from flakefs.format.verifying import verify
 from flakefs.format.work import SCRUB, ScrubRecord, read_scrub
 from flakefs.mongo.door import Door
 from flakefs.namespace.sessions import boot_id, identity, process_lives
 from flakefs.tools import chunks, lost
 from flakefs.tools.chunks import Node, Resolve, born
-from flakefs.tools.copies import Outcome, flaw
-from flakefs.tools.copying import Rate
 from flakefs.tools.fleet import Fleet, open_fleet
 from flakefs.tools.holders import server_time
 from flakefs.tools.lease import VolumeTaken, volume_lease
+from flakefs.tools.mend_copies import Outcome
 from flakefs.tools.moving import Watch
+from flakefs.tools.rate import Rate
 from flakefs.tools.reader import Reader
 from flakefs.tools.refill import Repair
 from flakefs.values import ChunkRef
@@ -291,7 +292,7 @@ class _Scrub:
                 ref = d.read_index(entry).ref
             except Damaged:
                 continue  # fsck names it
-            if flaw(document, ref) is not None:
+            if verify(document, ref).flaw is not None:
                 bad.append(ref)
         self._mend(node, volume, bad)
         return doubts

@@ -35,14 +35,15 @@ from flakefs.format import documents as d
 from flakefs.format.records import VolumeRecord
 from flakefs.mongo.door import Door
 from flakefs.tools.chunks import Node, Resolve
-from flakefs.tools.copying import Rate, check_mark, drop_volume
 from flakefs.tools.fleet import Fleet, open_fleet
 from flakefs.tools.lease import DURABLE, Lease, VolumeTaken, volume_lease
 from flakefs.tools.moving import Mover, Watch
+from flakefs.tools.rate import Rate
 from flakefs.tools.reader import Reader
 from flakefs.tools.rewriting import SUFFIX, Filling, drop_unfinished, measure, rewrite, unfinished_copies
 from flakefs.tools.sealing import seal, wait_acknowledged
 from flakefs.tools.together import seal_together
+from flakefs.tools.volume_copies import check_mark, drop_volume
 
 MIN_GARBAGE = 0.2
 WORTH_BYTES = 1024 * 1024

@@ -78,6 +78,20 @@ async def test_the_only_good_copy_may_be_anywhere(world: World) -> None:
     assert document(world, ref, 1) == document(world, ref, 2) == document(world, ref, 3)
 
 
+@pytest.mark.logs
+async def test_a_wrong_label_is_not_spread(world: World) -> None:
+    """HL1: the content is good, so it is read and copied, under the label that it should have had."""
+    [ref], [content] = await mirrored(world)
+    good = document(world, ref, 2)
+    world.volume(ref, 2).update_one({"_id": good["_id"]}, {"$unset": {"h": 1}})
+    spoil(world, ref, 1)
+    async with world.open(chunk_cache_bytes=0) as engine:
+        prefer(engine, 1)
+        assert await engine.fetch(ref) == content
+        await until(lambda: engine.statistics().healed_chunks == 1)
+    assert document(world, ref, 1) == good
+
+
 async def test_no_good_copy_at_all(world: World) -> None:
     """P7: an error, and nothing is put anywhere."""
     [ref], _ = await mirrored(world)

@@ -8,7 +8,7 @@ from bson.objectid import ObjectId
 
 from flakefs.engine.balance import Random
 from flakefs.errors import ChunkCorrupt, ChunkMissing, Damaged, Unavailable
-from flakefs.format.documents import VOLUMES, volume_collection
+from flakefs.format.documents import VOLUMES, Document, volume_collection
 from flakefs.format.hashing import chunk_hash
 from flakefs.values import ChunkRef
 from tests.engine.conftest import World, fresh, sealed, until
@@ -34,7 +34,6 @@ DAMAGES = [
     {"$set": {"c": "snappy"}},
     {"$set": {"c": 3}},
     {"$unset": {"d": ""}},
-    {"$unset": {"h": ""}},
     {"$unset": {"c": ""}},
 ]
 
@@ -56,6 +55,16 @@ async def test_a_damaged_chunk(world: World) -> None:
             with pytest.raises(ChunkCorrupt, match=name):
                 await engine.fetch_many([good, ref])
         assert chunk_hash(await engine.fetch(good)) == good.hash
+
+
+@pytest.mark.parametrize("damage", [{"$unset": {"h": ""}}, {"$set": {"h": b"h" * 32}}, {"$set": {"h": 3}}])
+async def test_a_damaged_label_harms_nobody_who_knows_the_ref(world: World, damage: Document) -> None:
+    """RD1: the content is verified by the name in the ref; fsck names the label."""
+    async with world.open(chunk_cache_bytes=0) as engine:
+        content = fresh()
+        [ref] = await world.keep(engine, [content])
+        assert world.volume(ref).update_one({"_id": ObjectId(ref.key)}, damage).modified_count == 1
+        assert await engine.fetch(ref) == content
 
 
 async def test_one_flipped_bit(world: World) -> None:

@@ -17,12 +17,12 @@ from flakefs.errors import UsageError
 from flakefs.format import documents as d
 from flakefs.format.records import VolumeRecord, read_volume
 from flakefs.tools.balance import balance
-from flakefs.tools.copying import copy_volume
 from flakefs.tools.drain import _move_away, drain
 from flakefs.tools.lease import VolumeTaken, volume_lease
 from flakefs.tools.moving import Mover
 from flakefs.tools.remove import remove
 from flakefs.tools.rewriting import copy_name
+from flakefs.tools.volume_copies import copy_volume
 
 World = Any
 FLEETS = runpy.run_path(str(Path(__file__).with_name("fleets.py")))  # test folders are no packages

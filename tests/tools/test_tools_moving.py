@@ -17,11 +17,12 @@ from flakefs.errors import Fenced, Refused, Unavailable, UsageError
 from flakefs.format import documents as d
 from flakefs.format.records import read_volume
 from flakefs.namespace.sessions import identity
-from flakefs.tools import copying
-from flakefs.tools.copying import Rate, copy_volume, lacking
+from flakefs.tools import rate as rates
 from flakefs.tools.lease import VolumeTaken, volume_lease
 from flakefs.tools.moving import Mover, Watch, move_volume
+from flakefs.tools.rate import Rate
 from flakefs.tools.sealing import seal, wait_acknowledged
+from flakefs.tools.volume_copies import copy_volume, lacking
 
 World = Any
 FLEETS = runpy.run_path(str(Path(__file__).with_name("fleets.py")))  # test folders are no packages
@@ -234,8 +235,8 @@ def test_a_wrong_database_is_neither_read_nor_written(world: World, other: Other
 
 def test_a_rate_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(copying, "monotonic", lambda: now[0])
-    monkeypatch.setattr(copying, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    monkeypatch.setattr(rates, "monotonic", lambda: now[0])
+    monkeypatch.setattr(rates, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
     rate = Rate(1000)
     for _ in range(5):
         rate.spend(1000, lambda: None)

@@ -16,10 +16,10 @@ from flakefs.format.records import read_volume
 from flakefs.mongo.door import Door
 from flakefs.tools import lease
 from flakefs.tools.balance import balance
-from flakefs.tools.copying import copy_volume
 from flakefs.tools.drain import drain
 from flakefs.tools.moving import Watch, move_volume
 from flakefs.tools.remove import remove
+from flakefs.tools.volume_copies import copy_volume
 
 World = Any
 FLEETS = runpy.run_path(str(Path(__file__).with_name("fleets.py")))  # test folders are no packages

@@ -14,9 +14,9 @@ from flakefs.errors import Fenced, HeldElsewhere
 from flakefs.format import documents as d
 from flakefs.format.work import SCRUB, ScrubRecord, read_scrub
 from flakefs.tools import scrub as module
-from flakefs.tools.copying import Rate
 from flakefs.tools.lease import volume_lease
 from flakefs.tools.problems import KINDS, NOTE
+from flakefs.tools.rate import Rate
 from flakefs.tools.scrub import Scrubbed, scrub
 
 World = Any

@@ -1,4 +1,4 @@
-"""Copies the chunks of a volume from the nodes that have them to one that lacks them.
+"""The copies of whole volumes: makes one from the nodes that have its chunks, compares, drops one.
 
 Purpose
     Moving a volume and making a new replica of it are the same work: `copy_volume()`, then `lacking()` to see that
@@ -18,7 +18,8 @@ Concurrency
     (tools.sealing); chunks may be deleted meanwhile.
 
 Not here
-    Which node is the target, and what follows from a copy (tools.moving, tools.replicas).
+    What a good chunk is (format.verifying), which node is the target, and what follows from a copy (tools.moving,
+    tools.completing).
 """
 
 from __future__ import annotations
@@ -27,8 +28,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from time import monotonic, sleep
-from typing import Any
 
 from bson.codec_options import CodecOptions
 from bson.errors import BSONError
@@ -39,11 +38,10 @@ from pymongo.write_concern import WriteConcern
 
 from flakefs.engine import nodes
 from flakefs.engine.nodes import create_chunk_collection, insert_new
-from flakefs.errors import ChunkCorrupt
 from flakefs.format import documents as d
-from flakefs.format.codec import decode_unsized
-from flakefs.format.hashing import chunk_hash, content_hash_of
+from flakefs.format.verifying import verify_by_label
 from flakefs.tools.chunks import KEYS_PAGE, Node
+from flakefs.tools.rate import Check, Rate
 
 CHUNK_MAX = 8 * 1024 * 1024
 BATCH_BYTES = 16 * 1024 * 1024
@@ -52,25 +50,8 @@ BATCH_CHUNKS_MAX = 500
 CALL_SECONDS = 60.0
 JOURNALED = WriteConcern("majority", j=True)
 
-Check = Callable[[], None]
 Advance = Callable[[int, int], None]
 """(chunks, stored bytes) that are now there; without bytes when they were there before."""
-
-
-class Rate:
-    """At most so many bytes a second; None: as fast as it goes."""
-
-    def __init__(self, bytes_per_second: float | None) -> None:
-        self._rate = bytes_per_second
-        self._began = monotonic()
-        self._spent = 0
-
-    def spend(self, count: int, check: Check) -> None:
-        """Wait until so many bytes more are within the rate."""
-        self._spent += count
-        while self._rate and (left := self._began + self._spent / self._rate - monotonic()) > 0:
-            check()
-            sleep(min(left, 0.5))
 
 
 @dataclass(slots=True)
@@ -145,15 +126,6 @@ def drop_volume(node: Node, uuid: str, volume: int) -> None:
     node.door.run_sync(lambda: home.drop_collection(name), deadline_seconds=CALL_SECONDS)
 
 
-def is_good(document: Any, chunk_size: int = CHUNK_MAX) -> bool:
-    """Is the content what its own hash says?"""
-    try:
-        plain = decode_unsized(document["c"], document["d"], chunk_size)
-        return chunk_hash(plain) == content_hash_of(bytes(document["h"]))
-    except (ChunkCorrupt, BSONError, KeyError, TypeError, ValueError):
-        return False
-
-
 def _compare(name: str, source: Node, target: Node) -> Iterator[tuple[int, list[ObjectId]]]:
     """Page by page: how many keys of *source* are on *target*, and those that are not, ascending."""
     after: ObjectId | None = None
@@ -196,9 +168,7 @@ class _Copy:
     def read(self, source: Node, keys: list[ObjectId]) -> list[RawBSONDocument]:
         """One batch, verified. A chunk that was deleted meanwhile is no more."""
         found = self._read(source, {"_id": {"$in": keys}})
-        return [
-            document if is_good(document, self._chunk_size) else self._other(source, document) for document in found
-        ]
+        return [document if self._is_good(document) else self._other(source, document) for document in found]
 
     def mend_target(self, check: Check) -> None:
         """What is there already (CO3)."""
@@ -207,9 +177,12 @@ class _Copy:
         while page := self._page(wanted if after is None else {"_id": {"$gt": after}}):
             check()
             for document in page:
-                if not is_good(document, self._chunk_size):
+                if not self._is_good(document):
                     self._replace(document["_id"])
             after = page[-1]["_id"]
+
+    def _is_good(self, document: RawBSONDocument) -> bool:
+        return verify_by_label(document, self._chunk_size).flaw is None
 
     def _page(self, wanted: d.Document) -> list[RawBSONDocument]:
         collection = _raw(self._target, self._name)
@@ -223,7 +196,7 @@ class _Copy:
         collection = _raw(self._target, self._name)
         for source in self._sources:
             for good in self._read(source, {"_id": key}):
-                if is_good(good, self._chunk_size):
+                if self._is_good(good):
                     call = partial(collection.replace_one, {"_id": key}, good)
                     self._target.door.run_sync(call, deadline_seconds=CALL_SECONDS)
                     self.done.mended += 1
@@ -245,7 +218,7 @@ class _Copy:
         for other in self._sources:
             if other is not source:
                 for document in self._read(other, {"_id": key}):
-                    if is_good(document, self._chunk_size):
+                    if self._is_good(document):
                         self.done.mended += 1
                         return document
         self.done.bad.append((key, _label(bad)))

@@ -1,4 +1,4 @@
-"""The copies of one chunk: which are good, and putting a good one where it is missing or broken.
+"""Puts good copies of chunks where they are missing or broken.
 
 Purpose
     What repair, scrub and fsck have in common.
@@ -13,14 +13,14 @@ Concurrency
     One thread, blocking. At most BATCH_BYTES of plain content are in memory.
 
 Not here
-    Which copies are missing (tools.chunks), whole volumes on new nodes (tools.copying).
+    What a good copy is (format.verifying), which are missing (tools.chunks), whole volumes on new nodes
+    (tools.volume_copies).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
-from typing import NamedTuple
 
 from bson.binary import Binary
 from bson.objectid import ObjectId
@@ -29,39 +29,16 @@ from pymongo.database import Database
 from pymongo.write_concern import WriteConcern
 
 from flakefs.engine.nodes import create_chunk_collection, insert_new
-from flakefs.errors import ChunkCorrupt, Damaged, FlakeError
+from flakefs.errors import Damaged, FlakeError
 from flakefs.format import documents as d
-from flakefs.format.codec import CODECS, decode
 from flakefs.format.documents import Document
-from flakefs.format.hashing import chunk_hash, content_hash_of
+from flakefs.format.verifying import verify
 from flakefs.tools.chunks import BATCH, Node, batches
 from flakefs.tools.reader import Reader
 from flakefs.values import ChunkRef
 
 BATCH_BYTES = 32 * 1024 * 1024
 WRITE_SECONDS = 60.0
-
-
-class Flaw(NamedTuple):
-    """What is wrong with a copy: a kind of tools.problems, and words."""
-
-    kind: str
-    said: str
-
-
-def flaw(document: Document, ref: ChunkRef) -> Flaw | None:
-    """What is wrong with the copy *document* of the chunk *ref*; None: it is good."""
-    try:
-        chunk = d.read_chunk(document)
-        if chunk.codec not in CODECS:
-            return Flaw("chunk-codec", f"has codec {chunk.codec!r}")
-        if chunk_hash(decode(chunk.codec, chunk.data, ref.length)) != content_hash_of(ref.hash):
-            return Flaw("chunk-corrupt", "its content has another hash")
-    except (Damaged, ChunkCorrupt, TypeError) as error:
-        return Flaw("chunk-corrupt", str(error))
-    if chunk.hash != ref.hash:
-        return Flaw("chunk-hash", f"labelled {chunk.hash.hex() or 'without'}")
-    return None
 
 
 def named_now(metadata: Reader, volume: int, names: Iterable[bytes]) -> list[ChunkRef]:
@@ -145,11 +122,11 @@ class Copies:
                 continue
             if document is None:
                 continue
-            if source is node and flaw(document, ref) is None:
+            verdict = verify(document, ref)
+            if source is node and verdict.flaw is None:
                 return Outcome.FINE
-            document["h"] = ref.hash
-            if flaw(document, ref) is None:
-                self._replace(node, ref.volume, document)
+            if verdict.content is not None:
+                self._replace(node, ref.volume, document | {"h": ref.hash})
                 return Outcome.MENDED
         if node.failure:
             raise node.failure
@@ -165,9 +142,9 @@ class Copies:
         name = d.volume_collection(self._uuid, refs[0].volume)
         found = []
         for document in source.reader.stream(name, {"_id": {"$in": sorted(wanted)}}, page=len(wanted) + 1):
-            document["h"] = wanted[document["_id"]].hash
-            if flaw(document, wanted[document["_id"]]) is None:
-                found.append(document)
+            ref = wanted[document["_id"]]
+            if verify(document, ref).content is not None:
+                found.append(document | {"h": ref.hash})
         return found
 
     def _insert(self, node: Node, volume: int, documents: list[Document]) -> None:
