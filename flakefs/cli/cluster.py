@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from flakefs.cli.state import State, pass_state
 
 if TYPE_CHECKING:
     from flakefs.mongo.cluster import LocalCluster
+    from flakefs.mongo.server import Mongod
 
 COMMANDS = {
     "dev": Lazy("flakefs.cli.cluster:dev_command", "Start a cluster on this machine, for trying things out."),
@@ -109,10 +111,7 @@ def stop_command(state: State, folder: str | None, remove: bool) -> None:
 @pass_state
 def kill_command(state: State, name: str, folder: str | None) -> None:
     """Kill MEMBER (node2, meta1, ...), as when its machine loses power. Its data stays."""
-    server = _cluster(state, folder).server(name)
-    running = server.pid() is not None
-    server.kill()
-    click.echo(f"{name} is killed" if running else f"{name} was not running")
+    _signal(state, folder, name, lambda server: server.kill(), "is killed")
 
 
 @click.command("start", epilog="Examples: flakefs cluster start node2; flakefs cluster start")
@@ -135,12 +134,7 @@ def start_command(state: State, name: str | None, folder: str | None) -> None:
 @pass_state
 def pause_command(state: State, name: str, folder: str | None) -> None:
     """Stop MEMBER with SIGSTOP: it accepts connections and answers nothing, as a machine that hangs."""
-    server = _cluster(state, folder).server(name)
-    if server.pid() is not None:
-        server.pause()
-        click.echo(f"{name} is paused")
-    else:
-        click.echo(f"{name} was not running")
+    _signal(state, folder, name, lambda server: server.pause(), "is paused")
 
 
 @click.command("resume", epilog="Example: flakefs cluster resume node2")
@@ -149,9 +143,16 @@ def pause_command(state: State, name: str, folder: str | None) -> None:
 @pass_state
 def resume_command(state: State, name: str, folder: str | None) -> None:
     """Let MEMBER go on, that was paused."""
+    _signal(state, folder, name, lambda server: server.resume(), "goes on")
+
+
+def _signal(state: State, folder: str | None, name: str, send: Callable[[Mongod], None], done: str) -> None:
+    """Send a member a signal, and say so; one that does not run has nobody to send it to, which is fine."""
     server = _cluster(state, folder).server(name)
-    server.resume()
-    click.echo(f"{name} goes on" if server.pid() is not None else f"{name} was not running")
+    running = server.pid() is not None
+    if running:
+        send(server)
+    click.echo(f"{name} {done}" if running else f"{name} was not running")
 
 
 def _folder(state: State, named: str | None) -> Path:
