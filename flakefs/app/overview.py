@@ -3,6 +3,8 @@
 Invariants
     V1  A node that does not answer is part of the answer, not an error: status is for when things are wrong.
     V2  So is one that answers and does not bear our mark: its disk was emptied, or its address leads elsewhere.
+    V3  `no_room` says something exactly when a node is active, so that writing is wanted, and writing finds no room by
+        the limits that the engine keeps, as documents and disks are at this moment.
 
 Concurrency
     Blocks; for commands.
@@ -19,8 +21,11 @@ from typing import Any
 
 from flakefs.app.stack import Resolve
 from flakefs.engine.admin import list_nodes, list_volumes, read_filesystem
+from flakefs.engine.options import EngineOptions
+from flakefs.engine.topology import no_room, place_of
 from flakefs.errors import FlakeError, Unavailable, UsageError
 from flakefs.format.documents import INODES, NODE_MARKER, SESSIONS
+from flakefs.format.placement import satisfiable
 from flakefs.format.records import FormatRecord, NodeRecord, VolumeRecord
 from flakefs.mongo.clients import connect, redacted
 from flakefs.mongo.door import Door
@@ -53,6 +58,8 @@ class NodeStatus:
     problem: str
     """Why it is of no use at the moment: it does not answer, or does not bear our mark. "" when all is well."""
     answers: bool
+    full: str
+    """Why it has no room for chunks; "" when it has, or did not answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,14 +109,16 @@ class Overview:
     """Those of which one of these has a copy."""
     nodes: tuple[NodeStatus, ...]
     sessions: tuple[SessionStatus, ...]
+    no_room: str
+    """Why new content finds no room (V3); "" when it does."""
 
 
-def overview(door: Door, database: str, resolve: Resolve, metadata: str) -> Overview:
+def overview(door: Door, database: str, resolve: Resolve, metadata: str, options: EngineOptions) -> Overview:
     """Everything of one file system. *metadata* is how to name its server. Raises NotFormatted."""
     record = read_filesystem(door, database)
     volumes = list_volumes(door, database)
     nodes = list_nodes(door, database)
-    statuses = tuple(node_status(node, volumes, resolve, record.uuid) for node in nodes)
+    statuses = tuple(node_status(node, volumes, resolve, record.uuid, options.reserve_bytes) for node in nodes)
     silent = tuple(status.id for status in statuses if status.problem)
     return Overview(
         metadata=metadata,
@@ -126,7 +135,20 @@ def overview(door: Door, database: str, resolve: Resolve, metadata: str) -> Over
         silent_volumes=tuple(volume.id for volume in volumes if set(volume.nodes).intersection(silent)),
         nodes=statuses,
         sessions=tuple(sessions(door, database)),
+        no_room=_no_room(record.replication, nodes, statuses, options),
     )
+
+
+def _no_room(code: str, nodes: list[NodeRecord], statuses: tuple[NodeStatus, ...], options: EngineOptions) -> str:
+    """V3. A node that does not answer is no reason: it may have room."""
+    active = [(node, status) for node, status in zip(nodes, statuses, strict=True) if node.state == "active"]
+    hopeful = [place_of(node) for node, status in active if not status.full]
+    if not active or (hopeful and (options.fewer_copies == "warn" or satisfiable(code, hopeful))):
+        return ""
+    why = "; ".join(status.full for _, status in active if status.full)
+    if not why:
+        return ""  # too few nodes for the code, full or not: the line on replication says so
+    return f"new content finds no room ({why}): free some with flakefs gc, or add space with flakefs nodes add"
 
 
 def _file_bytes(door: Door, database: str) -> int | None:
@@ -141,14 +163,18 @@ def _file_bytes(door: Door, database: str) -> int | None:
         return None
 
 
-def node_status(node: NodeRecord, volumes: list[VolumeRecord], resolve: Resolve, uuid: str) -> NodeStatus:
+def node_status(
+    node: NodeRecord, volumes: list[VolumeRecord], resolve: Resolve, uuid: str, reserve_bytes: int
+) -> NodeStatus:
     """Counts of a node, and its disk if it answers (V1, V2). *uuid* is the file system's."""
     own = [volume for volume in volumes if node.id in volume.nodes]
     total = free = None
-    problem, answers = "", False
+    held = sum(volume.bytes for volume in own)
+    problem, answers, full = "", False, ""
     try:
         total, free, ours = _ask(node, resolve, uuid)
         answers = True
+        full = no_room(node, held, free if total else None, reserve_bytes) or ""
         if not ours:
             problem = (
                 f"node {node.id} bears no mark of this file system: its disk was emptied (flakefs nodes "
@@ -166,12 +192,13 @@ def node_status(node: NodeRecord, volumes: list[VolumeRecord], resolve: Resolve,
         capacity=node.capacity,
         volumes=len(own),
         chunks=sum(volume.chunks for volume in own),
-        stored_bytes=sum(volume.bytes for volume in own),
+        stored_bytes=held,
         garbage_bytes=sum(volume.garbage for volume in own),
         disk_total=total,
         disk_free=free,
         problem=problem,
         answers=answers,
+        full=full,
     )
 
 

@@ -181,7 +181,7 @@ def _statuses(state: State, door: Any, resolve: Any, number: int | None) -> list
         if not nodes:
             raise UsageError(f"there is no node {number}; the nodes are {known}")
     volumes = list_volumes(door, database)
-    return [node_status(node, volumes, resolve, uuid) for node in nodes]
+    return [node_status(node, volumes, resolve, uuid, state.config.engine.reserve_bytes) for node in nodes]
 
 
 def _show(nodes: list[NodeStatus], as_json: bool, message: str) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def status_command(state: State, as_json: bool) -> None:
     """Show the file system, its nodes with their space, and the mounts and commands that use it.
 
-    Status 1 when a node does not answer, or was emptied.
+    Status 1 when a node does not answer, or was emptied, or when no node has room for new content.
     """
     from flakefs.app import mounts
     from flakefs.app.overview import overview
@@ -32,14 +32,16 @@ def status_command(state: State, as_json: bool) -> None:
     config = state.config
     metadata = redacted(config.metadata_uri) if config.metadata_uri else "embedded"
     with metadata_door(config, purpose="status") as (door, resolve):
-        found = overview(door, config.database, resolve, metadata)
+        found = overview(door, config.database, resolve, metadata, config.engine)
     users = {session.pid for session in found.sessions if session.lives and session.here}
     here = [mount for mount in mounts.running() if mount.pid in users]
     if as_json:
         output.echo_json(output.plain(found) | {"config": config.path, "mounts": output.plain(here)})
     else:
         _print(found, config.path, here)
-    if any(node.problem for node in found.nodes):
+    if found.no_room:
+        click.echo(found.no_room, err=True)
+    if found.no_room or any(node.problem for node in found.nodes):
         click.get_current_context().exit(1)
 
 
@@ -103,7 +105,7 @@ def _volumes(number: int, found: Overview) -> str:
 def state_of(node: NodeStatus) -> str:
     """Its state, or what is wrong with it."""
     if not node.problem:
-        return node.state
+        return "full" if node.full and node.state == "active" else node.state
     return "not ours" if node.answers else "no answer"
 
 

@@ -61,17 +61,21 @@ def standing(node: Node, nodes: Collection[Node], options: EngineOptions) -> tup
 
 def why_full(node: Node, nodes: Iterable[Node], options: EngineOptions) -> str | None:
     """Why *node*, one of *nodes*, has no room for chunks; None when it has."""
-    capacity = node.record.capacity
-    if capacity is not None and node.bytes >= capacity:
-        return f"node {node.record.id} holds {node.bytes:,} of the {capacity:,} bytes of its capacity"
     disk = node.disk
-    if disk is None:
-        return None
-    free = disk.free - sum(n.written_since_look for n in nodes if n.disk is not None and disk.same_as(n.disk))
-    if free < options.reserve_bytes:
+    free = None
+    if disk is not None:
+        free = disk.free - sum(n.written_since_look for n in nodes if n.disk is not None and disk.same_as(n.disk))
+    return no_room(node.record, node.bytes, free, options.reserve_bytes)
+
+
+def no_room(record: NodeRecord, held: int, disk_free: int | None, reserve_bytes: int) -> str | None:
+    """Why a node that holds so many bytes, on a disk with so many free (None: unknown), has no room; None: it has."""
+    if record.capacity is not None and held >= record.capacity:
+        return f"node {record.id} holds {held:,} of the {record.capacity:,} bytes of its capacity"
+    if disk_free is not None and disk_free < reserve_bytes:
         return (
-            f"the disk of node {node.record.id} has {max(0, free):,} bytes free, less than the reserve of "
-            f"{options.reserve_bytes:,}"
+            f"the disk of node {record.id} has {max(0, disk_free):,} bytes free, less than the reserve of "
+            f"{reserve_bytes:,}"
         )
     return None
 

@@ -221,6 +221,35 @@ def test_a_node_that_was_emptied_is_shown(bare) -> None:
     assert json.loads(bare.run("status", "--json").stdout)["silent_volumes"] == [1]
 
 
+def test_status_says_when_nothing_can_be_stored_any_more(cli, new_database: Callable[[], str]) -> None:
+    """V3: one full node of two is no trouble, two are, and with two copies one is; readonly is no accident."""
+    cli.ok("put", "-", "/f", input=CONTENT)
+    cli.ok("nodes", "set", "1", "--capacity", "1K")
+    result = cli.run("status")
+    assert result.exit_code == 1
+    assert "full" in result.stdout
+    assert result.stderr.startswith("new content finds no room (node 1 holds ")
+    assert "1,024 bytes of its capacity" in result.stderr
+    assert "no node takes new chunks" in cli.fails(1, "put", "-", "/g", input=os.urandom(300_000))
+    assert json.loads(cli.run("status", "--json").stdout)["no_room"] in result.stderr
+    cli.ok("nodes", "add", cli.servers.node_uri(1), "--database", new_database())
+    assert "full" in cli.ok("status")
+    assert "full" in cli.ok("nodes", "list")
+    cli.ok("put", "-", "/g", input=os.urandom(300_000))
+    cli.ok("replication", "set", "001")
+    assert "new content finds no room (node 1 holds " in cli.fails(1, "status")
+    cli.ok("nodes", "set", "1", "--state", "readonly")
+    cli.ok("nodes", "set", "2", "--state", "readonly")
+    assert "full" not in cli.ok("status")
+
+
+def test_a_full_disk_is_told_before_it_is_full(cli) -> None:
+    """V3, by the reserve that the engine keeps."""
+    cli.config.write_text(cli.config.read_text().replace("reserve_bytes = 0", f"reserve_bytes = {1 << 60}"))
+    assert "less than the reserve of" in cli.fails(1, "status")
+    assert "less than the reserve of" in cli.fails(1, "put", "-", "/g", input=CONTENT)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_ends_a_copy_and_lets_go(cli, number: int) -> None:
     """P2, T3, A1: the session is closed."""
