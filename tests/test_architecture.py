@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -111,6 +112,11 @@ def test_the_table_for_people_is_this_one() -> None:
     said = {int(number): set(re.findall(r"`(\w+)`", cell)) for number, cell in rows}
     assert said == dict(enumerate(LINES))
     assert {package_of(path) for path in MODULES} - {""} <= set(LINE_OF)
+
+
+def test_the_page_of_modules_is_up_to_date() -> None:
+    page = runpy.run_path(str(TOP / "scripts" / "modules"))["page"]()
+    assert (TOP / "docs" / "modules.md").read_text() == page, "run scripts/modules"
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,1 @@
-"""FlakeFS."""
+"""For tests of any layer: real servers, real mounts, workloads, what goes wrong on purpose."""
