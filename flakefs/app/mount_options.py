@@ -1,8 +1,11 @@
 """The words after -o of `flakefs mount` and of fstab: what each one means for us.
 
 Invariants
-    O1  A word that means nothing to us is refused by name; words that only mount(8), systemd or the kernel act on
-        are accepted and left to them.
+    O1  A word that means nothing to us is refused by name; words that only mount(8) or systemd act on are accepted and
+        left to them; one that we know and cannot follow is accepted with a sentence (NOTES).
+    O2  Of two words that contradict each other (suid, nosuid) the last one counts, as with mount(8); a word overrides
+        the configuration.
+    O3  What the kernel grants to root only is refused to others, instead of being left out silently.
 
 Not here
     The command line itself (cli.mount, cli.mount_helper), values and their units (config).
@@ -11,13 +14,14 @@ Not here
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from flakefs.config import Config
 from flakefs.errors import UsageError
-from flakefs.fuse.options import KERNEL_FLAGS
+from flakefs.fuse.options import KERNEL_FLAGS, KERNEL_OPPOSITES, ROOT_FLAGS
 
 T = TypeVar("T")
 
@@ -25,12 +29,19 @@ NETDEV_SECONDS = 60.0
 """With `_netdev` a mount waits so long for its metadata server, unless `wait=` or the configuration says otherwise."""
 
 GENERIC = frozenset(
-    {"auto", "noauto", "user", "nouser", "users", "nousers", "owner", "group", "nofail", "defaults", "rw"}
-    | {"exec", "suid", "nosuid", "dev", "nodev", "async", "atime", "noatime", "diratime"}
-    | {"nodiratime", "relatime", "norelatime", "strictatime", "nostrictatime", "lazytime", "nolazytime", "iversion"}
-    | {"noiversion", "silent", "loud", "mand", "nomand", "default_permissions", "nonempty"}
+    {"auto", "noauto", "user", "nouser", "users", "nousers", "owner", "group", "nofail", "defaults"}
+    | {"diratime", "nostrictatime", "lazytime", "nolazytime", "iversion"}
+    | {"noiversion", "silent", "loud", "nomand", "default_permissions", "nonempty"}
 )
-"""Known everywhere, and without effect here: permissions are always checked, times are `atime=`."""
+"""Known everywhere, and without effect here: they ask for what is so anyway, or for nothing that can be seen."""
+_TIMES = "access times move as relatime says, or never with noatime"
+NOTES = {
+    "strictatime": _TIMES,
+    "norelatime": _TIMES,
+    "nodiratime": _TIMES,
+    "mand": "there are no mandatory locks",
+}
+"""Accepted, so that a line of fstab written for another file system works; the sentence says what holds instead."""
 GENERIC_KEYS = (
     "x-",
     "X-",
@@ -52,11 +63,16 @@ class MountWords:
     read_only: bool = False
     wait_seconds: float | None = None
     netdev: bool = False
+    notes: list[str] = field(default_factory=list)
+    """A sentence for each word that has no effect here (O1)."""
     changes: list[Callable[[Config], Config]] = field(default_factory=list)
 
     def applied(self, config: Config) -> Config:
         for change in self.changes:
             config = change(config)
+        for flag in ROOT_FLAGS:
+            if getattr(config.fuse, flag) and os.geteuid() != 0:  # O3
+                raise UsageError(f"mount option {flag} is for mounts by root only: leave it out, or mount as root")
         wait = self.wait_seconds
         if wait is None:
             wait = config.mount.wait_seconds or (NETDEV_SECONDS if self.netdev else 0.0)
@@ -70,7 +86,9 @@ def parse(lists: Iterable[str]) -> MountWords:
         key, equals, value = word.partition("=")
         if not word or word in GENERIC or key.startswith(GENERIC_KEYS):
             continue
-        if equals and key in _VALUES:
+        if word in NOTES:
+            words.notes.append(f"mount option {word} has no effect: {NOTES[word]}")
+        elif equals and key in _VALUES:
             _VALUES[key](words, value)
         elif not equals and word in _FLAGS:
             _FLAGS[word](words)
@@ -97,6 +115,10 @@ def _set_read_only(words: MountWords) -> None:
     words.read_only = True
 
 
+def _set_read_write(words: MountWords) -> None:
+    words.read_only = False
+
+
 def _allow_other(words: MountWords) -> None:
     words.changes.append(lambda config: replace(config, fuse=replace(config.fuse, allow_other=True)))
 
@@ -109,11 +131,11 @@ def _wait(words: MountWords, value: str) -> None:
     words.wait_seconds = 0.0 if value == "0" else _seconds("wait", value)
 
 
-def _kernel(flag: str) -> Callable[[MountWords], None]:
+def _kernel(flag: str, *, on: bool) -> Callable[[MountWords], None]:
     """A word that the kernel acts on when it is told to at mounting."""
 
     def add(words: MountWords) -> None:
-        change: dict[str, Any] = {flag: True}
+        change: dict[str, Any] = {flag: on}
         words.changes.append(lambda config: replace(config, fuse=replace(config.fuse, **change)))
 
     return add
@@ -160,8 +182,14 @@ def _close(words: MountWords, value: str) -> None:
 
 
 def _atime(words: MountWords, value: str) -> None:
-    kind = _one_of("atime", value, {"relatime": "relatime", "noatime": "noatime"})
-    words.changes.append(lambda config: replace(config, vfs=replace(config.vfs, atime=kind)))
+    _access_times(_one_of("atime", value, {"relatime": "relatime", "noatime": "noatime"}))(words)
+
+
+def _access_times(kind: str) -> Callable[[MountWords], None]:
+    def add(words: MountWords) -> None:
+        words.changes.append(lambda config: replace(config, vfs=replace(config.vfs, atime=kind)))
+
+    return add
 
 
 def _commit_interval(words: MountWords, value: str) -> None:
@@ -201,11 +229,16 @@ def _seconds(key: str, value: str) -> float:
 
 _FLAGS: dict[str, Callable[[MountWords], None]] = {
     "ro": _set_read_only,
+    "rw": _set_read_write,
     "allow_other": _allow_other,
     "_netdev": _netdev,
     "dirsync": _dirsync,
     "remount": _remount,
-    **{flag: _kernel(flag) for flag in KERNEL_FLAGS},
+    "noatime": _access_times("noatime"),
+    "relatime": _access_times("relatime"),
+    "atime": _access_times("relatime"),
+    **{flag: _kernel(flag, on=True) for flag in KERNEL_FLAGS},
+    **{opposite: _kernel(flag, on=False) for flag, opposite in zip(KERNEL_FLAGS, KERNEL_OPPOSITES, strict=True)},
 }
 _VALUES: dict[str, Callable[[MountWords, str], None]] = {
     "config": _set_config,

@@ -4,6 +4,7 @@ Invariants
     U1  unmount() returns only when the process behind the mount has ended and said that everything is stored; in every
         other case it raises with a sentence that says what is known.
     U2  Nothing is forced unless asked for.
+    U3  A user that cannot be found, such as a service being started that looks at every mount, is given BUSY_SECONDS.
 
 Concurrency
     Synchronous. Calls that ask the mount are bounded by its own time-outs (every call to a server has a deadline).
@@ -12,6 +13,7 @@ Concurrency
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -22,6 +24,8 @@ from flakefs.errors import MountError, UsageError
 from flakefs.fuse import kernel
 
 SHOWN_PROCESSES = 3
+BUSY_SECONDS = 3.0
+BUSY_PAUSE_SECONDS = 0.05
 
 
 def unmount(mountpoint: str, *, force: bool = False, timeout_seconds: float = 300.0) -> None:
@@ -45,7 +49,7 @@ def unmount(mountpoint: str, *, force: bool = False, timeout_seconds: float = 30
                 f"see {_log_of(record)}, or give up what is not stored with --force"
             ) from error
     try:
-        kernel.unmount(path)
+        _unmount_unless_used(path)
     except MountError as error:
         if not force or not kernel.is_busy(error):
             raise _busy(path) if kernel.is_busy(error) else error from None
@@ -62,6 +66,19 @@ def sync(mountpoint: str) -> None:
     except OSError as error:
         record = mounts.find(path)
         raise MountError(f"not everything could be stored: {error.strerror}; see {_log_of(record)}") from error
+
+
+def _unmount_unless_used(path: str) -> None:
+    """Raises the kernel's MountError, for one that is busy only when its user is known or does not go away (U3)."""
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            kernel.unmount(path)
+            return
+        except MountError as error:
+            if not kernel.is_busy(error) or any(_users(path)) or time.monotonic() > deadline:
+                raise
+        time.sleep(BUSY_PAUSE_SECONDS)  # nothing tells when a mount is let go
 
 
 def _flake_mount(mountpoint: str) -> str:

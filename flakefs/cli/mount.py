@@ -43,8 +43,9 @@ def mount_command(
     Returns when the folder is usable; the mount goes on in the background and logs to a file. Ends with
     `flakefs umount`, with `fusermount3 -u`, or when its process gets SIGTERM: in each case everything is stored first.
 
-    Options for -o: ro, allow_other, config=FILE, database=NAME, log=FILE, balance=NAME, close=stored|fast,
-    atime=relatime|noatime, commit_interval=SECONDS, error_timeout=SECONDS,
+    Options for -o: ro, allow_other, noexec, sync, noatime, suid and dev (root only; without them it is nosuid and
+    nodev), config=FILE, database=NAME, log=FILE, balance=NAME, close=stored|fast, atime=relatime|noatime,
+    commit_interval=SECONDS, error_timeout=SECONDS,
     dc=NAME, rack=NAME (where this mount is: the nearest copy is read first), write_dc=NAME (main copies only there),
     fewer_copies=refuse|warn (when the nodes cannot keep the replication),
     wait=SECONDS (for a metadata server that does not answer yet; with _netdev a minute), fsname=NAME.
@@ -87,6 +88,8 @@ def _settled(state: State, mountpoint: str | None, words: Sequence[str], read_on
     if options.config_path is not None:
         state = State(config_path=options.config_path, debug=state.debug)
     config = options.applied(state.config)
+    for note in options.notes:
+        click.echo(f"flakefs: {note}", err=True)
     folder = mountpoint or config.mount.mountpoint
     if not folder:
         raise UsageError("no folder to mount at: flakefs mount MOUNTPOINT, or set [mount] mountpoint in flakefs.conf")

@@ -10,8 +10,12 @@ from dataclasses import dataclass
 
 from flakefs.errors import ConfigError
 
-KERNEL_FLAGS = ("noexec", "sync")
+KERNEL_FLAGS = ("noexec", "sync", "suid", "dev")
 """Options that are handed to the kernel under their own name."""
+KERNEL_OPPOSITES = ("exec", "async", "nosuid", "nodev")
+"""What takes each of them back; a mount without either is exec, async, nosuid and nodev, as FUSE mounts are."""
+ROOT_FLAGS = ("suid", "dev")
+"""Those that fusermount3 drops from what a normal user asks for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +40,10 @@ class FuseOptions:
     """May no file of it be run as a program?"""
     sync: bool = False
     """Does every write wait until it is stored?"""
+    suid: bool = False
+    """Do set-user-ID and set-group-ID bits and file capabilities count? Only for mounts by root."""
+    dev: bool = False
+    """May device nodes be opened? Only for mounts by root."""
 
     def __post_init__(self) -> None:
         for name in ("cache_seconds", "read_only_cache_seconds", "read_ahead_bytes", "max_background"):

@@ -134,20 +134,52 @@ def test_options_refuse_nonsense() -> None:
 
 
 def test_generic_words_are_accepted_and_ours_understood() -> None:
-    words = mount_options.parse(["_netdev,nofail,defaults,x-systemd.automount,ro", "config=/etc/f.conf,rw"])
+    words = mount_options.parse(["_netdev,nofail,defaults,x-systemd.automount,rw,ro", "config=/etc/f.conf"])
     assert words.read_only
     assert words.config_path == "/etc/f.conf"
     assert not words.changes
+    assert not words.notes
 
 
 def test_o1_what_fstab_may_say_is_accepted() -> None:
-    mount_options.parse(
+    words = mount_options.parse(
         [
             "defaults,auto,noauto,user,nouser,users,nousers,owner,group,nofail,_netdev,exec,suid,nosuid,dev,nodev,async",
-            "relatime,strictatime,lazytime,comment=mine,uhelper=x,x-systemd.requires=network-online.target",
+            "relatime,noatime,strictatime,lazytime,comment=mine,uhelper=x,x-systemd.requires=network-online.target",
             "x-systemd.automount,x-systemd.mount-timeout=2min,x-systemd.device-timeout=0,x-gvfs-hide,X-mount.mkdir=0755",
         ]
     )
+    assert words.notes == [
+        "mount option strictatime has no effect: access times move as relatime says, or never with noatime"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "on", "off"),
+    [
+        ("suid,dev,noexec,sync", "suid dev noexec sync", ""),
+        ("suid,dev,noexec,sync,nosuid,nodev,exec,async", "", "suid dev noexec sync"),
+        ("nosuid,suid,nodev", "suid", "dev"),
+    ],
+)
+def test_o2_the_last_of_two_words_counts(words: str, on: str, off: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    taken_back: dict[str, Any] = dict.fromkeys(off.split(), True)
+    set_to = FuseOptions(**taken_back)
+    fuse = mount_options.parse([words]).applied(Config(fuse=set_to)).fuse
+    assert all(getattr(fuse, flag) for flag in on.split())
+    assert not any(getattr(fuse, flag) for flag in off.split())
+    assert not mount_options.parse(["ro,rw"]).read_only
+    assert mount_options.parse(["noatime"]).applied(Config()).vfs.atime == "noatime"
+    assert mount_options.parse(["noatime,relatime"]).applied(Config()).vfs.atime == "relatime"
+
+
+@pytest.mark.parametrize("word", ["suid", "dev"])
+def test_o3_what_only_root_gets_is_refused_to_others(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    with pytest.raises(UsageError, match=f"mount option {word} is for mounts by root only"):
+        mount_options.parse([word]).applied(Config())
+    assert not getattr(mount_options.parse([f"{word},no{word}"]).applied(Config()).fuse, word)
 
 
 @pytest.mark.parametrize(

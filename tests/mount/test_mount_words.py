@@ -1,0 +1,167 @@
+"""Words of -o that the kernel acts on, and the end of a mount by umount(8)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from flakefs.app import unmounting
+from flakefs.errors import MountError
+from flakefs.testing.mounted import Mount, NewMount
+
+UMOUNT_HELPER = [sys.executable, "-m", "flakefs.cli.umount_helper"]
+SOMEBODY = 65534
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="the kernel grants suid and dev to root only")
+
+
+def kernel_words(mount: Mount) -> set[str]:
+    lines = Path("/proc/mounts").read_text().splitlines()
+    return set(next(line.split()[3] for line in lines if line.split()[1] == str(mount.path)).split(","))
+
+
+def seen_user(program: Path) -> int:
+    """The effective user that *program* (a copy of id(1)) runs as, when somebody starts it."""
+    done = subprocess.run([program, "-u"], user=SOMEBODY, group=SOMEBODY, capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
+def make_special(mount: Mount) -> tuple[Path, Path]:
+    """A program of root's with the set-user-ID bit, and a device node."""
+    for folder in (mount.path.parent, *mount.path.parent.parents):
+        if folder.stat().st_mode & 0o011 != 0o011:
+            folder.chmod(0o711)  # somebody else is on the way to the mount
+    program, device = mount.path / "id", mount.path / "zero"
+    identity = shutil.which("id")
+    assert identity is not None
+    shutil.copyfile(identity, program)
+    program.chmod(0o4755)
+    os.mknod(device, 0o666 | stat.S_IFCHR, os.makedev(1, 5))
+    return program, device
+
+
+@needs_root
+def test_without_words_a_mount_is_nosuid_and_nodev(new_mount: NewMount) -> None:
+    mount = new_mount(words="allow_other")
+    program, device = make_special(mount)
+    assert {"nosuid", "nodev"} <= kernel_words(mount)
+    assert seen_user(program) == SOMEBODY
+    with pytest.raises(PermissionError):
+        device.open("rb")
+
+
+@needs_root
+def test_suid_and_dev_do_what_they_say(new_mount: NewMount) -> None:
+    mount = new_mount(words="allow_other,suid,dev")
+    program, device = make_special(mount)
+    assert not {"nosuid", "nodev"} & kernel_words(mount)
+    assert seen_user(program) == 0
+    with device.open("rb") as file:
+        assert file.read(3) == b"\0\0\0"
+    mount.remount("nosuid,nodev")  # the last word counts
+    assert {"nosuid", "nodev"} <= kernel_words(mount)
+    assert seen_user(program) == SOMEBODY
+
+
+def test_noatime_keeps_access_times(new_mount: NewMount) -> None:
+    mount = new_mount(words="noatime")
+    file = mount.path / "file"
+    file.write_text("content")
+    os.utime(file, ns=(1, 2))
+    mount.remount()
+    file.read_text()
+    assert file.stat().st_atime_ns == 1
+    mount.remount("relatime")
+    file.read_text()
+    assert file.stat().st_atime_ns > 2
+
+
+def test_a_word_without_effect_is_said(new_mount: NewMount) -> None:
+    mount = new_mount(start=False)
+    done = mount.cli("mount", "-o", f"strictatime,log={mount.log}", str(mount.path))
+    assert done.stderr == (
+        "flakefs: mount option strictatime has no effect: access times move as relatime says, or never with noatime\n"
+    )
+    assert mount.is_mounted
+    unmounting.unmount(str(mount.path))
+
+
+# umount(8)
+
+
+def test_h4_umount_returns_when_everything_is_stored(new_mount: NewMount) -> None:
+    mount = new_mount(settings={"namespace": {"commit_interval_seconds": 600}})
+    for number in range(300):
+        (mount.path / f"file{number}").write_bytes(b"%d" % number)
+    subprocess.run([*UMOUNT_HELPER, str(mount.path), "-t", "fuse.flakefs"], check=True, timeout=100)
+    assert not mount.is_mounted
+    assert "everything is stored" in mount.log_text()
+    mount.mount()
+    assert (mount.path / "file299").read_bytes() == b"299"
+
+
+def test_h4_umount_says_who_uses_the_mount(mounted: Mount) -> None:
+    with subprocess.Popen(["sleep", "60"], cwd=mounted.path) as user:
+        done = subprocess.run([*UMOUNT_HELPER, str(mounted.path)], capture_output=True, text=True, timeout=100)
+        assert done.returncode == 32
+        assert f"is in use (by sleep ({user.pid}))" in done.stderr
+        assert mounted.is_mounted
+        user.kill()
+
+
+def test_h4_wrong_calls(tmp_path: Path) -> None:
+    for words in ([], ["-z", "/mnt"], ["/mnt", "/other"], [str(tmp_path)]):
+        done = subprocess.run([*UMOUNT_HELPER, *words], capture_output=True, text=True, timeout=100)
+        assert done.returncode == 1, words
+        assert done.stderr.startswith("umount.fuse.flakefs: ")
+
+
+def test_h5_lazily_it_is_detached(new_mount: NewMount) -> None:
+    mount = new_mount()
+    (mount.path / "file").write_text("kept")
+    with (mount.path / "file").open() as user:
+        subprocess.run([*UMOUNT_HELPER, "-l", str(mount.path)], check=True, timeout=100)
+        assert not mount.is_mounted
+        assert user.read() == "kept"
+    mount.wait()
+    assert "everything is stored" in mount.log_text()
+
+
+def test_u3_a_user_that_is_gone_in_a_moment_is_waited_for(mounted: Mount, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unmounting, "BUSY_SECONDS", 60.0)
+    user = os.open(mounted.path, os.O_RDONLY)  # of this process, which unmount() does not count
+    refused = threading.Event()
+    really = unmounting.kernel.unmount
+
+    def unmount(path: str, *, lazy: bool = False) -> None:
+        try:
+            really(path, lazy=lazy)
+        except MountError:
+            if not refused.is_set():
+                refused.set()
+                os.close(user)
+            raise
+
+    monkeypatch.setattr(unmounting.kernel, "unmount", unmount)
+    unmounting.unmount(str(mounted.path))
+    assert refused.is_set()
+    assert not mounted.is_mounted
+    monkeypatch.undo()
+    mounted.mount()
+
+
+def test_u3_one_that_stays_is_an_error(mounted: Mount, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unmounting, "BUSY_SECONDS", 0.1)
+    user = os.open(mounted.path, os.O_RDONLY)
+    try:
+        with pytest.raises(MountError, match="is in use: end what uses it"):
+            unmounting.unmount(str(mounted.path))
+    finally:
+        os.close(user)
+    assert mounted.is_mounted
