@@ -14,6 +14,7 @@ import pytest
 
 from flakefs.app import unmounting
 from flakefs.errors import MountError
+from flakefs.fuse import kernel
 from flakefs.testing.mounted import Mount, NewMount
 
 UMOUNT_HELPER = [sys.executable, "-m", "flakefs.cli.umount_helper"]
@@ -137,7 +138,7 @@ def test_u3_a_user_that_is_gone_in_a_moment_is_waited_for(mounted: Mount, monkey
     monkeypatch.setattr(unmounting, "BUSY_SECONDS", 60.0)
     user = os.open(mounted.path, os.O_RDONLY)  # of this process, which unmount() does not count
     refused = threading.Event()
-    really = unmounting.kernel.unmount
+    really = kernel.unmount
 
     def unmount(path: str, *, lazy: bool = False) -> None:
         try:
@@ -148,7 +149,7 @@ def test_u3_a_user_that_is_gone_in_a_moment_is_waited_for(mounted: Mount, monkey
                 os.close(user)
             raise
 
-    monkeypatch.setattr(unmounting.kernel, "unmount", unmount)
+    monkeypatch.setattr(kernel, "unmount", unmount)
     unmounting.unmount(str(mounted.path))
     assert refused.is_set()
     assert not mounted.is_mounted
