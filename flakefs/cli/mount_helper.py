@@ -2,17 +2,20 @@
 
 Purpose
     Translates mount(8)'s way of calling into `flakefs mount`. A line of fstab:
-        flakefs  /mnt/flake  flakefs  _netdev,nofail,allow_other  0 0
+        flakefs  /mnt/flake  flakefs  _netdev,nofail,allow_other,nosuid,nodev  0 0
     The first field is a configuration file when it is an absolute path, and a mere label otherwise.
 
 Invariants
     H1  Exit status as mount(8) wants it: 0 mounted, 1 wrong call, 32 mounting failed.
     H2  Options that are for mount(8) itself (_netdev, nofail, x-...) are accepted (app.mount_options).
     H3  The first field is what the kernel lists as the source: by that `mount -a` knows what is mounted already.
+    H6  Mounts by root are suid and dev unless the words say nosuid and nodev: mount(8) takes these two as given and
+        does not pass them on, so that we would never see them. mount.fuse3 does the same.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -79,6 +82,8 @@ def _mount(source: str, folder: str, words: list[str]) -> None:
 
     if "," not in source and source.isprintable():  # H3; a comma would end the word
         words = [f"fsname={source}", *words]
+    if os.geteuid() == 0:  # H6; what the words say comes later and counts
+        words = ["suid,dev", *words]
     mount_in_background(State(config_path=source if source.startswith("/") else None), folder, words, read_only=False)
 
 

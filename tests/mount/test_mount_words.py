@@ -70,6 +70,18 @@ def test_suid_and_dev_do_what_they_say(new_mount: NewMount) -> None:
     assert seen_user(program) == SOMEBODY
 
 
+@needs_root
+@pytest.mark.parametrize(
+    ("words", "given"), [("rw", set()), ("rw,nosuid", {"nosuid"}), ("nodev,nosuid", {"nosuid", "nodev"})]
+)
+def test_h6_mount_8_by_root_is_suid_and_dev(new_mount: NewMount, words: str, given: set[str]) -> None:
+    mount = new_mount(start=False)
+    command = [sys.executable, "-m", "flakefs.cli.mount_helper", str(mount.config), str(mount.path)]
+    subprocess.run([*command, "-o", f"{words},log={mount.log}"], check=True, timeout=120)
+    assert {"nosuid", "nodev"} & kernel_words(mount) == given
+    unmounting.unmount(str(mount.path))
+
+
 def test_noatime_keeps_access_times(new_mount: NewMount) -> None:
     mount = new_mount(words="noatime")
     file = mount.path / "file"
