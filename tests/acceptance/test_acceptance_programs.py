@@ -92,6 +92,8 @@ def test_sqlite_with_two_processes(new_mount: NewMount, journal_mode: str) -> No
     assert done[3] >= 5
     mount.remount()
     assert check_accounts(path) == done
+    with closing(sqlite3.connect(path)) as last:  # a journal in which nothing stood yet stays until somebody writes
+        last.execute("PRAGMA user_version = 1")
     assert not list(mount.path.glob("*-journal"))
 
 
