@@ -38,6 +38,7 @@ def assert_whole(world: World, blocks: list[Block]) -> None:
     volumes = world.volumes()
     wanted: dict[int, dict[bytes, ChunkRef]] = {}
     for block in blocks:
+        assert block.ref is not None
         wanted.setdefault(block.ref.volume, {})[block.ref.key] = block.ref
     for number, refs in wanted.items():
         assert len(volumes[number].nodes) == 2
