@@ -6,7 +6,6 @@ Not here
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flakefs.cli import output
+from flakefs.cli.bar import terminal
 from flakefs.cli.common import SIZE, Param, json_option
 from flakefs.cli.moving import rate_option, watching
 from flakefs.cli.state import State, pass_state
@@ -183,10 +183,9 @@ def repair_command(state: State, number: int | None, force: bool, rate: int | No
 @contextmanager
 def _saying() -> Iterator[Callable[[str], None]]:
     """What is being looked at, on one line of a terminal; nothing elsewhere."""
-    if not sys.stderr.isatty():
+    console = terminal()
+    if console is None:
         yield lambda _: None
         return
-    from rich.console import Console
-
-    with Console(stderr=True).status("...") as status:
+    with console.status("...") as status:
         yield status.update

@@ -6,7 +6,6 @@ Not here
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -14,10 +13,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flakefs.cli import output
+from flakefs.cli.bar import bar, terminal
 from flakefs.cli.common import SIZE, Param, json_option
 from flakefs.cli.state import State, pass_state
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from flakefs.tools.fleet import Fleet
     from flakefs.tools.moving import Moved, Watch
     from flakefs.tools.remove import Removed
@@ -236,34 +238,29 @@ def watching() -> Iterator[Watch]:
     """A bar for the volume that is copied, and below it what is being waited for; nothing without a terminal."""
     from flakefs.tools.moving import Watch
 
-    if not sys.stderr.isatty():
+    console = terminal()
+    if console is None:
         yield Watch()
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
 
     class Bar(Watch):
         def __init__(self, progress: Progress) -> None:
             self._progress = progress
-            self._task = progress.add_task("", total=None, volumes=0)
+            self._task = progress.add_task("", total=None, count=0)
             self._volumes = 0
 
         def say(self, text: str) -> None:
             self._progress.update(self._task, description=text)
 
         def begin(self, text: str, total_bytes: int) -> None:
-            self._progress.reset(self._task, total=total_bytes, description=text, volumes=self._volumes)
+            self._progress.reset(self._task, total=total_bytes, description=text, count=self._volumes)
 
         def advance(self, chunks: int, size: int) -> None:
             self._progress.advance(self._task, size)
 
         def end(self) -> None:
             self._volumes += 1
-            self._progress.update(self._task, volumes=self._volumes)
+            self._progress.update(self._task, count=self._volumes)
 
-    columns = (
-        TextColumn("{task.fields[volumes]} copied"), BarColumn(), DownloadColumn(binary_units=True),
-        TransferSpeedColumn(), TimeElapsedColumn(), TextColumn("{task.description}"),
-    )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with bar(console, "done") as progress:
         yield Bar(progress)

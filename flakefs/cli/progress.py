@@ -6,7 +6,7 @@ Concurrency
 
 from __future__ import annotations
 
-import sys
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from flakefs.cli import output
+from flakefs.cli.bar import bar, terminal
 from flakefs.cli.common import Failures
 
 
@@ -44,7 +45,7 @@ class Bar(Watcher):
     def __init__(self, failures: Failures, *, verbose: bool, progress: Any, total: int | None) -> None:
         super().__init__(failures, verbose=verbose)
         self._progress = progress
-        self._task = progress.add_task("", total=total, files=0)
+        self._task = progress.add_task("", total=total, count=0)
         self._total = total
         self._announced = 0
         self._files = 0
@@ -55,7 +56,7 @@ class Bar(Watcher):
         self._announced += size
         total = self._announced if self._total is None else None
         changes: dict[str, Any] = {} if total is None else {"total": total}
-        self._progress.update(self._task, description=escape(output.name(path)[-40:]), **changes)
+        self._progress.update(self._task, description=escape(output.name(os.path.basename(path))), **changes)
 
     def advance(self, count: int) -> None:
         self._progress.advance(self._task, count)
@@ -63,28 +64,15 @@ class Bar(Watcher):
     def done(self, source: bytes, target: bytes) -> None:
         super().done(source, target)
         self._files += 1
-        self._progress.update(self._task, files=self._files)
+        self._progress.update(self._task, count=self._files)
 
 
 @contextmanager
 def watching(failures: Failures, *, verbose: bool, quiet: bool, total: int | None = None) -> Iterator[Watcher]:
     """A Watcher that suits where stderr goes."""
-    if quiet or not sys.stderr.isatty():
+    console = None if quiet else terminal()
+    if console is None:
         yield Watcher(failures, verbose=verbose)
         return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TransferSpeedColumn,
-    )
-
-    columns = (
-        TextColumn("{task.fields[files]} files"), BarColumn(), DownloadColumn(binary_units=True),
-        TransferSpeedColumn(), TimeElapsedColumn(), TextColumn("{task.description}"),
-    )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with bar(console, "files") as progress:
         yield Bar(failures, verbose=verbose, progress=progress, total=total)
