@@ -9,12 +9,17 @@ import sys
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from flakefs.testing.mounted import mounted, new_mount
+from flakefs.testing.mounted import Mount, NewMount, mounted
+from flakefs.testing.mounted import new_mount as alone_mount
 
-__all__ = ["mounted", "new_mount"]
+__all__ = ["alone_mount", "mounted"]
+
+SHARED = bool(os.environ.get("FLAKEFS_PROGRAMS_SHARED"))
+"""A second, idle mount of the file system makes the one that programs use work in shared mode."""
 
 DJANGO = "Django==5.2.19"
 QUIET_GIT = {
@@ -32,6 +37,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.timeout(600))
             if not os.access("/dev/fuse", os.R_OK | os.W_OK):
                 item.add_marker(pytest.mark.skip(reason="needs /dev/fuse"))
+
+
+@pytest.fixture
+def new_mount(alone_mount: NewMount) -> NewMount:
+    def make(*, start: bool = True, **options: Any) -> Mount:
+        mount = alone_mount(start=start, **options)
+        if SHARED and start:
+            mount.another()
+        return mount
+
+    return make
 
 
 @dataclass(frozen=True)
