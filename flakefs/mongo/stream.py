@@ -203,6 +203,7 @@ class Stream:
                 continue
             self._take(change)
             if not cursor._has_next():
+                self._tell()
                 before, fetched = fetched, self._answered
                 if fetched - before < THICK_SECONDS:
                     self._stopping.wait(GATHER_SECONDS)
@@ -229,12 +230,11 @@ class Stream:
             self._catch_up()
 
     def _put(self, event: StreamEvent) -> None:
-        """S3."""
+        """S3. The caller tells; once for all that came with one answer."""
         if len(self._queue) >= self._queue_max:
             self._queue.clear()
             event = GAP
         self._queue.append(event)
-        self._tell()
 
     def _catch_up(self) -> None:
         """Everything that was written before the cursor was opened has arrived."""

@@ -52,6 +52,7 @@ from flakefs.format.documents import (
     segment_id,
 )
 from flakefs.format.names import to_stored
+from flakefs.mongo.pinned import Command, one_connection
 from flakefs.namespace.group import Action, Group, InodeChange, Outcome
 from flakefs.namespace.inode import FolderChange
 from flakefs.namespace.maps import resolved
@@ -92,18 +93,20 @@ def transact(
         write_concern=WriteConcern("majority", j=True),
         read_preference=ReadPreference.PRIMARY,
     )
-    attempt = _Attempt(db, session)
+    news = telling(group, number) if group.shared else None
     try:
-        if not attempt.claim(epoch, number, held, telling(group, number) if group.shared else None):
-            session.abort_transaction()
-            return _already(db, group, epoch, number)
-        chunks = plan(db, session, delta)
-        if group.exclusive:
-            attempt.exclude(epoch)
-        attempt.store(group, chunks, epoch)
-        if group.shared:
-            check_folders(db, session, group)
-        group.outcome = _outcome(group, delta, chunks, attempt.documents)
+        with one_connection(session, database) as command:
+            attempt = _Attempt(db, session, command)
+            if not attempt.claim(epoch, number, held, news):
+                session.abort_transaction()
+                return _already(db, group, epoch, number)
+            chunks = plan(db, session, delta)
+            if group.exclusive:
+                attempt.exclude(epoch)
+            attempt.store(group, chunks, epoch)
+            if group.shared:
+                check_folders(db, session, group)
+            group.outcome = _outcome(group, delta, chunks, attempt.documents)
         session.commit_transaction()
     except _Transient:
         return None
@@ -131,20 +134,21 @@ class _Transient(Exception):
 class _Attempt:
     """The statements of one transaction, sent in few commands."""
 
-    def __init__(self, db: Database[Document], session: ClientSession) -> None:
+    def __init__(self, db: Database[Document], session: ClientSession, command: Command) -> None:
         self._db = db
         self._session = session
+        self._command = command
         self.documents = 0
         self._upserted = 0
 
     def claim(self, epoch: int, number: int, held: int, news: Binary | None) -> bool:
         """T1. False: the session is dead, or this commit is through already."""
-        fields: Document = {"commits": Int64(number), "beat": "$$NOW", "idle": False, "held": Int64(held)}
+        fields: Document = {"commits": Int64(number), "idle": False, "held": Int64(held)}
         if news is not None:
-            fields["news"] = {"$literal": news}
+            fields["news"] = news
         statement = {
             "q": {"_id": epoch, "state": "alive", "commits": Int64(number - 1)},
-            "u": [{"$set": fields}],
+            "u": {"$set": fields, "$currentDate": {"beat": True}},  # an update by stages costs the server more
         }
         return self.send("update", SESSIONS, [statement]) == 1
 
@@ -246,7 +250,7 @@ class _Attempt:
         """Statements as few commands; how many documents matched."""
         matched = 0
         for batch in _batches(statements):
-            reply = self._db.command({kind: collection, LIST_OF[kind]: batch, "ordered": True}, session=self._session)
+            reply = self._command({kind: collection, LIST_OF[kind]: batch, "ordered": True})
             for error in reply.get("writeErrors", ()):
                 if error.get("code") == DUPLICATE_KEY and collection == CHUNKS:
                     raise _Transient  # somebody indexed the same content first

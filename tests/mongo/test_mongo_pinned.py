@@ -1,0 +1,125 @@
+"""Commands over one connection: the same meaning, the same errors, one connection (PI1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import pymongo
+import pytest
+from pymongo import MongoClient
+from pymongo.errors import AutoReconnect, OperationFailure
+from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStartedEvent, CommandSucceededEvent
+
+from flakefs.errors import Conflict
+from flakefs.format.documents import Document
+from flakefs.mongo.pinned import one_connection
+from flakefs.testing.servers import Servers
+
+SHORT_SECONDS = 0.5
+"""A server that is stopped does not answer, however long one waits."""
+
+
+class Connections(CommandListener):
+    """Which connection each command of a name went over."""
+
+    def __init__(self) -> None:
+        self.of: dict[str, list[int | None]] = {}
+
+    def started(self, event: CommandStartedEvent) -> None:
+        self.of.setdefault(event.command_name, []).append(event.server_connection_id)
+
+    def succeeded(self, event: CommandSucceededEvent) -> None:
+        pass
+
+    def failed(self, event: CommandFailedEvent) -> None:
+        pass
+
+
+@pytest.fixture
+def heard() -> Connections:
+    return Connections()
+
+
+@pytest.fixture
+def client(servers: Servers, heard: Connections) -> Iterator[MongoClient[Document]]:
+    with MongoClient[Document](servers.metadata_uri, event_listeners=[heard]) as client:
+        yield client
+
+
+def insert(number: int) -> dict[str, Any]:
+    return {"insert": "things", "documents": [{"_id": number}]}
+
+
+def test_a_transaction_is_committed_as_a_whole(
+    client: MongoClient[Document], heard: Connections, database: str
+) -> None:
+    things = client[database].things
+    with client.start_session() as session:
+        session.start_transaction()
+        with one_connection(session, database) as command:
+            assert command(insert(1))["n"] == 1
+            assert things.count_documents({}, session=session) == 1, "others of the session see it"
+            assert things.find_one({}) is None, "nobody else does"
+            assert command(insert(2))["n"] == 1
+        session.commit_transaction()
+    assert {document["_id"] for document in things.find()} == {1, 2}
+    assert len(set(heard.of["insert"])) == 1
+
+
+def test_what_is_aborted_inside_is_gone(client: MongoClient[Document], database: str) -> None:
+    with client.start_session() as session:
+        session.start_transaction()
+        with one_connection(session, database) as command:
+            command(insert(1))
+            session.abort_transaction()
+    assert client[database].things.find_one({}) is None
+
+
+def test_errors_are_those_of_the_driver(client: MongoClient[Document], database: str) -> None:
+    things = client[database].things
+    things.insert_one({"_id": 1})
+    with client.start_session() as session, client.start_session() as other:
+        other.start_transaction()
+        things.update_one({"_id": 1}, {"$set": {"by": "other"}}, session=other)
+        session.start_transaction()
+        change = {"update": "things", "updates": [{"q": {"_id": 1}, "u": {"$set": {"by": "session"}}}]}
+        with pytest.raises(OperationFailure) as caught, one_connection(session, database) as command:
+            command(change)
+        assert caught.value.has_error_label("TransientTransactionError")
+        session.abort_transaction()
+        other.abort_transaction()
+
+
+def test_an_error_of_ours_passes_and_the_connection_is_used_again(
+    client: MongoClient[Document], heard: Connections, database: str
+) -> None:
+    with client.start_session() as session:
+        session.start_transaction()
+        with suppress(Conflict), one_connection(session, database) as command:
+            command(insert(1))
+            raise Conflict("somebody was first")
+        session.abort_transaction()
+    client[database].things.insert_one({"_id": 2})
+    assert len(set(heard.of["insert"])) == 1
+
+
+def test_a_connection_of_which_nobody_knows_what_comes_next_is_not_used_again(private_servers: Servers) -> None:
+    server, heard = private_servers.metadata, Connections()
+    with MongoClient[Document](server.uri, event_listeners=[heard]) as client, client.start_session() as session:
+        things = client["pinned"]["things"]
+        things.insert_one({"_id": 1})
+        session.start_transaction()
+        with one_connection(session, "pinned") as command:
+            server.pause()
+            try:
+                with pymongo.timeout(SHORT_SECONDS), pytest.raises(AutoReconnect):
+                    command(insert(2))
+            finally:
+                server.resume()
+        session.abort_transaction()
+        things.insert_one({"_id": 3})
+        assert {document["_id"] for document in things.find()} == {1, 3}
+    first, _, last = heard.of["insert"]
+    assert first != last
