@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 
 import pytest
 
@@ -12,44 +11,14 @@ from flakefs.errors import (
     BadHandle,
     Exists,
     FileTooLarge,
-    InvalidArgument,
-    IsDirectory,
-    NameTooLong,
-    NoAttribute,
-    NotDirectory,
-    NotFound,
-    NotPermitted,
-    NotSupported,
     ReadOnly,
     Stale,
-    TooManySymlinks,
 )
 from flakefs.testing.stack import Fresh
 from flakefs.values import FILE_MAX, ROOT_INO, SEGMENT_BYTES
-from flakefs.vfs import Caller, Changes, FileSystem
-from flakefs.vfs.paths import resolve, resolve_parent
-
-ROOT = Caller(0, 0)
-USER = Caller(1000, 1000)
-KIB = 1024
-CHUNK = 64 * KIB
-
-
-async def put(fs: FileSystem, name: bytes, data: bytes, *, parent: int = ROOT_INO) -> int:
-    """A new file with content; its ino."""
-    handle, inode = await fs.create(parent, name, 0o644, os.O_WRONLY, ROOT)
-    if data:
-        assert await fs.write(handle, 0, data) == len(data)
-    await fs.flush(handle)
-    await fs.release(handle)
-    return inode.ino
-
-
-async def get(fs: FileSystem, ino: int) -> bytes:
-    handle = await fs.open(ino, os.O_RDONLY)
-    data = bytes(await fs.read(handle, 0, 2**30))
-    await fs.release(handle)
-    return data
+from flakefs.vfs import Changes
+from flakefs.vfs.paths import resolve
+from tests.vfs.operating import CHUNK, ROOT, get, put
 
 
 async def test_what_is_written_is_there_after_reopening(fresh: Fresh) -> None:
@@ -199,51 +168,6 @@ async def test_close_stored_waits(fresh: Fresh) -> None:
         assert stack.door.client[stack.database]["inodes"].find_one({"_id": ino})["size"] == 5000, "P2"
 
 
-async def test_privileges_are_cleared_by_writing(stack: Stack) -> None:
-    fs = stack.fs
-    ino = await put(fs, b"tool", b"#!")
-    await fs.setattr(ino, Changes(mode=0o6755), ROOT)
-    await fs.setxattr(ino, b"security.capability", b"cap")
-    handle = await fs.open(ino, os.O_WRONLY)
-    assert (await fs.inode(ino)).mode & 0o7777 == 0o6755
-    await fs.write(handle, 0, b"##")
-    assert (await fs.inode(ino)).mode & 0o7777 == 0o755, "A1"
-    assert await fs.listxattr(ino, ROOT) == [], "A1"
-    await fs.release(handle)
-
-
-async def test_folders_hand_on_their_group(stack: Stack) -> None:
-    fs = stack.fs
-    shared = await fs.mkdir(ROOT_INO, b"shared", 0o775, ROOT)
-    await fs.setattr(shared.ino, Changes(gid=77), ROOT)
-    await fs.setattr(shared.ino, Changes(mode=0o2775), ROOT)
-    sub = await fs.mkdir(shared.ino, b"sub", 0o755, USER)
-    handle, file = await fs.create(shared.ino, b"file", 0o644, os.O_WRONLY, USER)
-    await fs.release(handle)
-    assert (sub.gid, sub.mode & 0o7777) == (77, 0o2755), "A2"
-    assert (file.gid, file.uid, file.mode & 0o7777) == (77, 1000, 0o644)
-
-
-async def test_times(stack: Stack) -> None:
-    fs = stack.fs
-    ino = await put(fs, b"f", b"")
-    await fs.setattr(ino, Changes(atime=5, mtime=5), ROOT)
-    handle = await fs.open(ino, os.O_RDWR)
-    await fs.write(handle, 0, b"x")
-    inode = await fs.inode(ino)
-    assert inode.mtime == inode.ctime > 5
-    assert inode.atime == 5
-    written = inode.mtime
-    await fs.read(handle, 0, 1)
-    assert inode.atime > 5, "A3"
-    seen = inode.atime
-    await fs.read(handle, 0, 1)
-    assert inode.atime == seen, "A3"
-    await fs.setattr(ino, Changes(mode=0o600), ROOT)
-    assert inode.mtime == written < inode.ctime
-    await fs.release(handle)
-
-
 async def test_holes_read_as_zeros_and_take_no_space(stack: Stack) -> None:
     fs = stack.fs
     handle, inode = await fs.create(ROOT_INO, b"sparse", 0o600, os.O_RDWR, ROOT)
@@ -311,137 +235,6 @@ async def test_a_read_only_session_changes_nothing(fresh: Fresh) -> None:
                 await attempt
 
 
-async def test_extended_attributes(fresh: Fresh) -> None:
-    async with fresh.open() as stack:
-        fs = stack.fs
-        ino = await put(fs, b"f.txt", b"12345")
-        await fs.setxattr(ino, b"user.b", b"2")
-        await fs.setxattr(ino, b"user.a", b"\0\xff")
-        await fs.setxattr(ino, b"user.big", bytes(65536))
-        with pytest.raises(NotSupported):
-            await fs.setxattr(ino, b"system.posix_acl_access", b"")
-        with pytest.raises(Exists):
-            await fs.setxattr(ino, b"user.a", b"", create=True)
-        await fs.removexattr(ino, b"user.b")
-        with pytest.raises(NoAttribute):
-            await fs.getxattr(ino, b"security.capability")
-    async with fresh.open() as stack:
-        fs = stack.fs
-        ino = (await resolve(fs, b"f.txt")).ino
-        assert await fs.listxattr(ino, ROOT) == [b"user.a", b"user.big"]
-        assert await fs.getxattr(ino, b"user.a") == b"\0\xff"
-        assert await fs.getxattr(ino, b"user.flakefs.id") == b"%d" % ino
-        assert await fs.getxattr(ino, b"user.flakefs.mime") == b"text/plain"
-        with pytest.raises(NoAttribute):
-            await fs.getxattr(ino, b"user.flakefs.nonsense")
-        with pytest.raises(NotPermitted):
-            await fs.setxattr(ino, b"user.flakefs.id", b"7")
-
-
-async def test_facts_name_the_chunks(stack: Stack) -> None:
-    ino = await put(stack.fs, b"f", b"q" * 5000)
-    await stack.fs.sync()
-    index = stack.door.client[stack.database]["chunks"].find_one()
-    (line,) = (await stack.fs.facts(ino))[b"chunks"].decode().splitlines()
-    assert line == f"0 5000 volume={index['v']} chunk={index['k']} from=0 hash={index['_id'].hex()}"
-
-
-async def test_lookup(stack: Stack) -> None:
-    fs = stack.fs
-    top = await fs.mkdir(ROOT_INO, b"top", 0o755, ROOT)
-    sub = await fs.mkdir(top.ino, b"sub", 0o755, ROOT)
-    assert await fs.lookup(sub.ino, b".") is sub
-    assert await fs.lookup(sub.ino, b"..") is top
-    assert (await fs.lookup(ROOT_INO, b"..")).ino == ROOT_INO
-    assert await fs.lookup(sub.ino, b"nothing") is None
-    ino = await put(fs, b"file", b"")
-    with pytest.raises(NotDirectory):
-        await fs.lookup(ino, b"x")
-    with pytest.raises(NameTooLong):
-        await fs.lookup(ROOT_INO, b"n" * 256)
-    with pytest.raises(NameTooLong):
-        await put(fs, b"n" * 256, b"")
-    await put(fs, b"n" * 255, b"")
-    with pytest.raises(InvalidArgument):
-        await put(fs, b"a/b", b"")
-
-
-async def test_special_files(stack: Stack) -> None:
-    fs = stack.fs
-    pipe = await fs.mknod(ROOT_INO, b"pipe", stat.S_IFIFO | 0o600, 0, ROOT)
-    device = await fs.mknod(ROOT_INO, b"null", stat.S_IFCHR | 0o666, os.makedev(1, 3), ROOT)
-    plain = await fs.mknod(ROOT_INO, b"plain", 0o600, 0, ROOT)
-    assert stat.S_ISFIFO(pipe.mode)
-    assert device.rdev == os.makedev(1, 3)
-    assert stat.S_ISREG(plain.mode)
-    with pytest.raises(NotPermitted):
-        await fs.mknod(ROOT_INO, b"folder", stat.S_IFDIR | 0o700, 0, ROOT)
-    with pytest.raises(InvalidArgument):
-        await fs.open(pipe.ino, os.O_RDONLY)
-    with pytest.raises(InvalidArgument):
-        await fs.setattr(pipe.ino, Changes(size=0), ROOT)
-    folder = await fs.mkdir(ROOT_INO, b"folder", 0o700, ROOT)
-    with pytest.raises(IsDirectory):
-        await fs.open(folder.ino, os.O_RDONLY)
-    with pytest.raises(IsDirectory):
-        await fs.setattr(folder.ino, Changes(size=0), ROOT)
-    with pytest.raises(NotPermitted):
-        await fs.link(folder.ino, ROOT_INO, b"again")
-
-
-async def test_symbolic_links_and_paths(stack: Stack) -> None:
-    fs = stack.fs
-    folder = await fs.mkdir(ROOT_INO, b"d", 0o755, ROOT)
-    ino = await put(fs, b"f", b"found", parent=folder.ino)
-    link = await fs.symlink(ROOT_INO, b"l", b"d/../d/./f", ROOT)
-    await fs.symlink(ROOT_INO, b"loop", b"loop", ROOT)
-    await fs.symlink(folder.ino, b"up", b"/d", ROOT)
-    assert await fs.readlink(link.ino) == b"d/../d/./f"
-    assert link.size == len(b"d/../d/./f")
-    assert (await resolve(fs, b"/l")).ino == ino
-    assert (await resolve(fs, b"/l", follow=False)).ino == link.ino
-    assert (await resolve(fs, b"//d//up/up/f")).ino == ino
-    assert (await resolve(fs, b"/")).ino == ROOT_INO
-    assert await resolve_parent(fs, b"d/new") == (folder, b"new")
-    for path, error in (
-        (b"/loop", TooManySymlinks),
-        (b"/none/x", NotFound),
-        (b"/d/f/x", NotDirectory),
-        (b"/d/f/", NotDirectory),
-    ):
-        with pytest.raises(error):
-            await resolve(fs, path)
-    with pytest.raises(InvalidArgument):
-        await resolve_parent(fs, b"/")
-    with pytest.raises(NotFound):
-        await fs.symlink(ROOT_INO, b"empty", b"", ROOT)
-    with pytest.raises(NameTooLong):
-        await fs.symlink(ROOT_INO, b"long", b"t" * 4096, ROOT)
-    with pytest.raises(InvalidArgument):
-        await fs.readlink(ino)
-    with pytest.raises(TooManySymlinks):
-        await fs.open(link.ino, os.O_RDONLY)
-
-
-async def test_listing_goes_on_where_it_stopped(stack: Stack) -> None:
-    fs = stack.fs
-    for number in range(25):
-        await put(fs, b"%02d" % number, b"")
-    handle = await fs.opendir(ROOT_INO)
-    seen: list[bytes] = []
-    after = 0
-    while rows := await fs.readdir(handle, after, 4):
-        seen += [name for _, name, _ in rows]
-        after = rows[-1][0]
-        if len(seen) == 8:
-            await fs.unlink(ROOT_INO, seen[3])
-            await put(fs, b"late", b"")
-    await fs.releasedir(handle)
-    assert sorted(set(seen) - {b"late"}) == [b"%02d" % number for number in range(25)]
-    with pytest.raises(BadHandle):
-        await fs.readdir(handle, 0, 1)
-
-
 async def test_handles_are_checked(stack: Stack) -> None:
     fs = stack.fs
     ino = await put(fs, b"f", b"x")
@@ -463,15 +256,3 @@ async def test_handles_are_checked(stack: Stack) -> None:
         await fs.release(handle)
     await fs.releasedir(folder)
     assert fs.statistics().handles == 0
-
-
-async def test_statfs_and_access(stack: Stack) -> None:
-    fs = stack.fs
-    ino = await put(fs, b"f", b"x")
-    full = await fs.statfs()
-    assert full.name_max == 255
-    assert 0 < full.free <= full.blocks
-    assert full.files > full.files_free > 0
-    assert await fs.access(ino, os.R_OK, USER)
-    assert not await fs.access(ino, os.W_OK, USER)
-    assert await fs.access(ino, os.W_OK, ROOT)
