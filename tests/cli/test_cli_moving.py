@@ -86,7 +86,9 @@ def test_balance_evens_out(two: Cli, tmp_path: Path) -> None:
     assert all(abs(node["fill"] - facts["mean"]) <= 0.1 * facts["mean"] for node in facts["nodes"])
 
 
-def test_the_files_that_a_dead_node_takes_along_are_named(two: Cli) -> None:
+def test_the_files_that_a_dead_node_takes_along_are_named(two: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flakefs.tools.chunks.REACH_SECONDS", 1.0)
+    monkeypatch.setattr("flakefs.tools.fleet.REACH_SECONDS", 1.0)
     with two.servers.metadata.client() as client:
         dead = {"$set": {"uri": "mongodb://127.0.0.1:9/"}}
         client[two.database]["nodes"].update_one({"_id": 1}, dead)
