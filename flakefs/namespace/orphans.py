@@ -15,6 +15,7 @@ Not here
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
 
@@ -28,10 +29,14 @@ from flakefs.namespace.cache import Cache
 from flakefs.namespace.inode import Inode
 from flakefs.namespace.segments import Segments
 
+log = logging.getLogger(__name__)
+
 PAUSE_SECONDS = 1.0
 ADOPT_BATCH = 500
 SWEEP_SECONDS = 5.0
 UNNAMED_MAX = 100_000
+LEAVE_SECONDS = 3.0
+LEAVE_PAUSE_SECONDS = 0.1
 
 
 class Orphans:
@@ -91,9 +96,20 @@ class Orphans:
                 self.sweep_soon = self.sweep_soon or timer.cancelled_caught
 
     async def leave(self) -> None:
-        """The session ends: nobody shall wait for it; what nobody waits for goes."""
-        await self._cache.read(partial(_take_off_all, epoch=self._epoch))
-        await self._adopt()
+        """The session ends: nobody shall wait for it; what nobody waits for goes. A server that is away for a moment
+        is asked again: what is left here stays until another session comes.
+        """
+        end = trio.current_time() + LEAVE_SECONDS
+        while True:
+            try:
+                await self._cache.read(partial(_take_off_all, epoch=self._epoch))
+                await self._adopt()
+                return
+            except FlakeError as error:
+                if trio.current_time() >= end:
+                    log.info("files without a name are left to the next session: %s", error)
+                    raise
+            await trio.sleep(LEAVE_PAUSE_SECONDS)
 
     async def _take_off(self) -> None:
         cache = self._cache

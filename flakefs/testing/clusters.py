@@ -48,11 +48,11 @@ def flakefs(*arguments: str) -> None:
 
 
 @contextmanager
-def local_cluster() -> Iterator[LocalCluster]:
-    """Three nodes, replication 001 (T16)."""
+def local_cluster(nodes: int = 3, replication: str = "001") -> Iterator[LocalCluster]:
+    """T16."""
     folder = private_folder("flakefs-c-") / "dev"
     try:
-        flakefs("cluster", "dev", "-n", "3", "--replication", "001", "--dir", str(folder))
+        flakefs("cluster", "dev", "-n", str(nodes), "--replication", replication, "--dir", str(folder))
         yield LocalCluster(folder)
     finally:
         if folder.exists():

@@ -144,10 +144,11 @@ class Servers:
         tcp: bool = False,
         auth: bool = False,
         cache_mb: int = 256,
+        more: tuple[str, ...] = (),
     ) -> TestServer:
         """The server of that name; made and started when there is none. The options count when it is made.
 
-        *data*: a folder that takes the place of the one in the private folder (a small disk, say).
+        *data*: a folder that takes the place of the one in the private folder (a small disk, say). *more*: arguments.
         """
         if name not in self._by_name:
             key_file = self._key_file() if auth else None
@@ -161,6 +162,7 @@ class Servers:
                 journal_mb=10,
                 port=_free_port() if tcp else 0,
                 key_file=key_file,
+                more=more,
             )
             server = TestServer(plan, secrets.token_hex(8) if auth else "").start()
             self._by_name[name] = server

@@ -86,15 +86,3 @@ async def get(fs: FileSystem, path: bytes) -> bytes:
         return bytes(await fs.read(handle, 0, 2**30))
     finally:
         await fs.release(handle)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Those that kill, stop and cut off mounts take a minute, and fail now and then on a busy machine: they run when
-    FLAKEFS_SHARED=1 asks for them.
-    """
-    if os.environ.get("FLAKEFS_SHARED") == "1":
-        return
-    young = pytest.mark.skip(reason="takes long, and fails now and then on a busy machine: FLAKEFS_SHARED=1")
-    for item in items:
-        if item.path.name.startswith("test_shared_mount_"):
-            item.add_marker(young)

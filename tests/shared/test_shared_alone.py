@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from flakefs.errors import Unavailable
 from flakefs.testing.stack import Fresh
 from flakefs.values import ROOT_INO
 from tests.shared.conftest import put, shared, until
@@ -66,3 +67,28 @@ async def test_a_gap_in_shared_mode_doubts_what_waits_for_its_commit(fresh: Fres
         del cache.changing[place]
         coherence.changed((place,))
         assert b"a" not in folder.entries
+
+
+async def test_who_leaves_asks_again_when_the_server_was_away_for_a_moment(
+    fresh: Fresh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is left behind, and the fsck that follows finds nothing (O2 of namespace.orphans)."""
+    failed = 0
+    async with fresh.open() as one, fresh.open() as other:
+        await shared(one)
+        await shared(other)
+        cache = one.fs.ns._cache
+        read = cache.read
+
+        async def away(query: Any, *, wait: bool = True) -> Any:
+            nonlocal failed
+            if cache.ending and failed < 2:
+                failed += 1
+                raise Unavailable("the server is away")
+            return await read(query, wait=wait)
+
+        monkeypatch.setattr(one.fs.ns.coherence, "take", lambda document: None)  # it hears nothing of the file
+        monkeypatch.setattr(cache, "read", away)
+        await put(other.fs, b"a", b"x")
+        await other.fs.unlink(ROOT_INO, b"a")
+    assert failed == 2
