@@ -17,6 +17,8 @@ Invariants
         writes and nothing is still to be dropped.
     K6  In shared mode the kernel knows no older size of a file than open() found. Dropping attributes alone waits for
         no request, so an open() may wait for it.
+    K7  An open() by a name that has gone elsewhere, and that the kernel is still to forget, is refused once, with
+        NotMeant: the kernel looks the name up again, and opens what it leads to now.
 
 Concurrency
     Trio task only, but for the functions that call the kernel. The order is right without a lock: an answer that was
@@ -86,6 +88,7 @@ class KernelCaches:
         self._written_down: dict[Place, None] = {}  # K4, in the order in which they were given
         self._seen: LRUCache[int, tuple[int, int, int]] = LRUCache(SEEN_MAX)  # K5
         self.told = Told()  # in shared mode
+        self._leaving: dict[int, Place] = {}  # names that are being dropped, by what the kernel takes them for (K7)
         self._wake_inodes = trio.Event()
         self._wake_names = trio.Event()
         self.dropped_inodes = self.dropped_names = self.dropped_all = 0
@@ -104,7 +107,9 @@ class KernelCaches:
     def drop_entry(self, parent: int, name: bytes) -> None:
         if parent in self._held or parent == ROOT:
             self._written_down.pop((parent, name), None)
-            self.told.forget((parent, name))
+            ino = self.told.forget((parent, name))
+            if ino:
+                self._leaving[ino] = (parent, name)
             self._names[parent, name] = None
             self._wake_names.set()
             if len(self._names) > PENDING_MAX:
@@ -156,6 +161,12 @@ class KernelCaches:
             await self._tell(_drop_inode, [(ino, False)])
         return keeps
 
+    def misled(self, ino: int) -> bool:
+        """K7: does the kernel still take a name for this inode that it does not have any more?"""
+        place = self._leaving.get(ino)
+        inode = self._known(ino) if place is not None else None
+        return inode is not None and inode.nlink <= 1 and place != (inode.parent, inode.name)
+
     # -- tasks --
 
     async def run(self) -> None:
@@ -184,6 +195,9 @@ class KernelCaches:
                 batch, self._names = self._names, {}
                 self.dropped_names += len(batch)
                 await self._tell(_drop_name, list(batch))
+                if self._leaving:
+                    done = batch.keys() - self._names.keys()
+                    self._leaving = {ino: place for ino, place in self._leaving.items() if place not in done}
 
     async def _drop_everything(self) -> None:
         """K3."""
@@ -202,6 +216,7 @@ class KernelCaches:
                 await self._tell(_drop_inode, [(ino, inode is None or inode.map is not None) for ino, inode in batch])
             await self._tell(_drop_inode, [(ROOT, False)])
         self._all = False
+        self._leaving.clear()
         await self._look_up_again(held)
 
     async def _look_up_again(self, held: list[int]) -> None:

@@ -265,7 +265,15 @@ class Operations(Handlers):
 
     @answered
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
-        handle = await self._fs.open(inode, flags)
+        told = self._caches.told
+        again = told.is_repeated(ctx.pid)
+        try:
+            if not again and self._caches.misled(inode):
+                raise NotMeant(f"the name by which inode {inode} was found leads elsewhere by now")
+            handle = await self._fs.open(inode, flags, named=not again)
+        except NotMeant:
+            told.refused(ctx.pid)
+            raise
         return self._opened(handle, inode, flags, await self._caches.opened(inode))
 
     @answered

@@ -9,7 +9,8 @@ Invariants
     TO1  What agrees() affirms is what the kernel believes: it was told that last, or has moved it itself, and was not
          told to forget it. What is not known is not affirmed.
     TO2  A rename that is refused for that is refused once: with ESTALE the kernel looks all names up again and repeats
-         the call. The second time it is done, and the kernel is to forget the names afterwards.
+         the call. The second time it is done, and the kernel is to forget the names afterwards. So is the open() of a
+         file by a name that has gone elsewhere.
 
 Concurrency
     Trio task only; nothing waits.
@@ -32,19 +33,22 @@ Place = tuple[int, bytes]
 """(folder, name)"""
 Rename = tuple[int, Place, Place, int]
 """(thread that asks, old, new, flags)"""
+Asked = Rename | int
+"""A rename, or the thread that asks to open something: it may be another inode the second time."""
 
 
 class Told:
     def __init__(self) -> None:
         self._inos: LRUCache[Place, int] = LRUCache(TOLD_MAX)
-        self._refused: LRUCache[Rename, None] = LRUCache(REPEATED_MAX)  # TO2
+        self._refused: LRUCache[Asked, None] = LRUCache(REPEATED_MAX)  # TO2
 
     def given(self, place: Place, inode: Inode | None) -> None:
         """The kernel is told that the name leads to *inode*, None: nowhere."""
         self._inos[place] = inode.ino if inode is not None else 0
 
-    def forget(self, place: Place) -> None:
-        self._inos.pop(place, None)
+    def forget(self, place: Place) -> int:
+        """What the kernel was told that the name leads to; 0: nowhere, or that is not remembered."""
+        return self._inos.pop(place, 0)
 
     def clear(self) -> None:
         self._inos.clear()
@@ -53,12 +57,12 @@ class Told:
         """Does the kernel take the name for this inode, None: for one that is not there (TO1)?"""
         return self._inos.get(place) == (inode.ino if inode is not None else 0)
 
-    def is_repeated(self, rename: Rename) -> bool:
-        """TO2: was the same rename refused just now?"""
-        return bool(self._refused) and self._refused.pop(rename, self) is None
+    def is_repeated(self, asked: Asked) -> bool:
+        """TO2: was the same refused just now?"""
+        return bool(self._refused) and self._refused.pop(asked, self) is None
 
-    def refused(self, rename: Rename) -> None:
-        self._refused[rename] = None
+    def refused(self, asked: Asked) -> None:
+        self._refused[asked] = None
 
     def moved(self, old: Place, new: Place, *, exchange: bool) -> None:
         """The kernel has moved its entry, or exchanged two."""

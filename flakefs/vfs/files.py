@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import stat
 
-from flakefs.errors import BadHandle, Exists, FileTooLarge, InvalidArgument, IsDirectory, TooManySymlinks
+from flakefs.errors import BadHandle, Exists, FileTooLarge, InvalidArgument, IsDirectory, NotMeant, TooManySymlinks
 from flakefs.format.names import checked
 from flakefs.namespace import Inode
 from flakefs.values import FILE_MAX
@@ -29,11 +29,15 @@ Data = bytes | memoryview
 
 
 class Files(Base):
-    async def open(self, ino: int, flags: int) -> int:
-        """A handle; honours O_TRUNC."""
+    async def open(self, ino: int, flags: int, *, named: bool = False) -> int:
+        """A handle; honours O_TRUNC. *named*: NotMeant when it turns out to have another name, or none, by now."""
         ns = self.ns
         if ns.shared:
+            known = ns.known(ino) if named else None
+            place = (known.parent, known.name) if known is not None else None
             inode = await ns.reread(ino)  # what was closed elsewhere before is seen here now
+            if named and not (inode.nlink and place in (None, (inode.parent, inode.name))):
+                raise NotMeant(f"inode {ino} has gone from the name that it had")
         else:
             inode = ns.peek(ino) or await ns.get(ino)
         kind = inode.mode & 0o170000
