@@ -17,8 +17,9 @@ Invariants
         writes and nothing is still to be dropped.
     K6  In shared mode the kernel knows no older size of a file than open() found. Dropping attributes alone waits for
         no request, so an open() may wait for it.
-    K7  An open() by a name that has gone elsewhere, and that the kernel is still to forget, is refused once, with
-        NotMeant: the kernel looks the name up again, and opens what it leads to now.
+    K7  An open() by a name that has gone elsewhere, and that the kernel is still to forget or forgot a moment ago (the
+        request may be older), is refused once, with NotMeant: the kernel looks the name up again, and opens what it
+        leads to now.
 
 Concurrency
     Trio task only, but for the functions that call the kernel. The order is right without a lock: an answer that was
@@ -41,7 +42,7 @@ from typing import TypeVar
 
 import pyfuse3
 import trio
-from cachetools import LRUCache
+from cachetools import LRUCache, TTLCache
 
 from flakefs.fuse.options import FuseOptions
 from flakefs.fuse.told import Place, Told
@@ -54,6 +55,8 @@ PENDING_MAX = 50_000
 BATCH = 1_000
 WRITTEN_DOWN_MAX = 100_000
 SEEN_MAX = 20_000
+ON_ITS_WAY_SECONDS = 1.0
+"""No request by a name takes longer to get here after the kernel has forgotten the name."""
 LOOKED_UP_MAX = 1_000
 """Folders that are looked up again after everything was dropped."""
 NORMAL = (errno.ENOENT, errno.ENOTDIR, errno.ENOTEMPTY, errno.EBUSY)
@@ -89,6 +92,7 @@ class KernelCaches:
         self._seen: LRUCache[int, tuple[int, int, int]] = LRUCache(SEEN_MAX)  # K5
         self.told = Told()  # in shared mode
         self._leaving: dict[int, Place] = {}  # names that are being dropped, by what the kernel takes them for (K7)
+        self._left: TTLCache[int, Place] = TTLCache(SEEN_MAX, ON_ITS_WAY_SECONDS)  # that were
         self._wake_inodes = trio.Event()
         self._wake_names = trio.Event()
         self.dropped_inodes = self.dropped_names = self.dropped_all = 0
@@ -163,7 +167,7 @@ class KernelCaches:
 
     def misled(self, ino: int) -> bool:
         """K7: does the kernel still take a name for this inode that it does not have any more?"""
-        place = self._leaving.get(ino)
+        place = self._leaving.get(ino) or (self._left.get(ino) if self._left else None)
         inode = self._known(ino) if place is not None else None
         return inode is not None and inode.nlink <= 1 and place != (inode.parent, inode.name)
 
@@ -197,6 +201,7 @@ class KernelCaches:
                 await self._tell(_drop_name, list(batch))
                 if self._leaving:
                     done = batch.keys() - self._names.keys()
+                    self._left.update((ino, place) for ino, place in self._leaving.items() if place in done)
                     self._leaving = {ino: place for ino, place in self._leaving.items() if place not in done}
 
     async def _drop_everything(self) -> None:
@@ -216,7 +221,8 @@ class KernelCaches:
                 await self._tell(_drop_inode, [(ino, inode is None or inode.map is not None) for ino, inode in batch])
             await self._tell(_drop_inode, [(ROOT, False)])
         self._all = False
-        self._leaving.clear()
+        self._left.update(self._leaving)
+        self._leaving = {}
         await self._look_up_again(held)
 
     async def _look_up_again(self, held: list[int]) -> None:

@@ -113,7 +113,7 @@ class Operations(Handlers):
 
     @answered
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
-        inode = await self._fs.lookup(parent_inode, name)
+        inode = await self._fs.lookup(parent_inode, name, fresh=self._caches.told.is_repeating(ctx.pid))
         if inode is not None:
             return self._given(parent_inode, name, inode)
         if not self._caches.quiet:

@@ -11,6 +11,7 @@ Invariants
     TO2  A rename that is refused for that is refused once: with ESTALE the kernel looks all names up again and repeats
          the call. The second time it is done, and the kernel is to forget the names afterwards. So is the open() of a
          file by a name that has gone elsewhere.
+    TO3  The look-ups of a call that is repeated are answered by the store: memory may have heard of a part only.
 
 Concurrency
     Trio task only; nothing waits.
@@ -21,6 +22,8 @@ Not here
 
 from __future__ import annotations
 
+from time import monotonic
+
 from cachetools import LRUCache
 
 from flakefs.namespace import Inode
@@ -28,6 +31,8 @@ from flakefs.namespace import Inode
 TOLD_MAX = 20_000
 """Of a name that is not remembered any more a rename takes one more question."""
 REPEATED_MAX = 1_000
+REPEAT_SECONDS = 5.0
+"""The kernel repeats a call at once, unless a look-up before it fails."""
 
 Place = tuple[int, bytes]
 """(folder, name)"""
@@ -40,7 +45,8 @@ Asked = Rename | int
 class Told:
     def __init__(self) -> None:
         self._inos: LRUCache[Place, int] = LRUCache(TOLD_MAX)
-        self._refused: LRUCache[Asked, None] = LRUCache(REPEATED_MAX)  # TO2
+        self._refused: LRUCache[Asked, float] = LRUCache(REPEATED_MAX)  # TO2: when
+        self._repeating: LRUCache[int, float] = LRUCache(REPEATED_MAX)  # TO3: threads, since when
 
     def given(self, place: Place, inode: Inode | None) -> None:
         """The kernel is told that the name leads to *inode*, None: nowhere."""
@@ -59,10 +65,21 @@ class Told:
 
     def is_repeated(self, asked: Asked) -> bool:
         """TO2: was the same refused just now?"""
-        return bool(self._refused) and self._refused.pop(asked, self) is None
+        if not self._refused:
+            return False
+        when = self._refused.pop(asked, None)
+        self._repeating.pop(_thread(asked), None)
+        return when is not None and monotonic() < when + REPEAT_SECONDS
 
     def refused(self, asked: Asked) -> None:
-        self._refused[asked] = None
+        self._refused[asked] = self._repeating[_thread(asked)] = monotonic()
+
+    def is_repeating(self, thread: int) -> bool:
+        """TO3: does the thread look names up for a call that is repeated?"""
+        if not self._repeating:
+            return False
+        when = self._repeating.get(thread)
+        return when is not None and monotonic() < when + REPEAT_SECONDS
 
     def moved(self, old: Place, new: Place, *, exchange: bool) -> None:
         """The kernel has moved its entry, or exchanged two."""
@@ -72,3 +89,7 @@ class Told:
             inos[new] = one
         if exchange and other is not None:
             inos[old] = other
+
+
+def _thread(asked: Asked) -> int:
+    return asked if isinstance(asked, int) else asked[0]

@@ -20,6 +20,8 @@ from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import Any, Protocol
 
+from cachetools import LRUCache
+
 from flakefs.format.news import CONTENT, GONE, BindingNews, News, decode_news
 from flakefs.namespace.bindings import enter, forget_name, leave
 from flakefs.namespace.cache import STALE, Cache, Place
@@ -28,6 +30,8 @@ from flakefs.namespace.inode import Inode, Link
 RECENT_SECONDS = 30.0
 """News is never later than this: a stream that lags more has been given up."""
 RECENT_MAX = 10_000
+LEFT_SECONDS = 1.0
+"""After this time news of what took a name's place has come."""
 
 
 class KernelSide(Protocol):
@@ -48,6 +52,7 @@ class Coherence:
         # Mutable
         self._recent: dict[Place, float] = {}
         self._missed: set[Place] = set()  # names in changes of ours, of which there was news meanwhile
+        self._left: LRUCache[Place, float] = LRUCache(RECENT_MAX)  # names that somebody else took away: when
         self._numbers: dict[int, int] = {}
         self.applied = 0
 
@@ -71,6 +76,11 @@ class Coherence:
             if now - when < RECENT_SECONDS and len(recent) <= RECENT_MAX:
                 break
             del recent[place]
+
+    def left_lately(self, place: Place) -> bool:
+        """Has there been news lately that the name went away?"""
+        when = self._left.get(place) if self._left else None
+        return when is not None and monotonic() < when + LEFT_SECONDS
 
     def take(self, document: Mapping[str, Any]) -> None:
         """A change of another session's document."""
@@ -128,6 +138,8 @@ class Coherence:
         cache.touched([ino for ino, _, _ in (*news.inodes, *news.folders)])
         cache.touched([(parent, name) for parent, name, _, _, _ in news.bindings])
         for binding in news.bindings:
+            if not binding.ino:
+                self._left[binding.parent, binding.name] = monotonic()
             folder = known.get(binding.parent)
             if folder is not None and folder.entries is not None:
                 self._bind(folder, binding)

@@ -98,12 +98,12 @@ class Entries:
         while monotonic() < end:
             found = self.peek_child(parent, name)
             if isinstance(found, Unknown):
-                found = await self._child_now(parent, name)
+                found = await self.child_now(parent, name)
             if not isinstance(found, Unknown):
                 return found
         raise Unavailable(f"other sessions keep changing what {name!r} in folder {parent.ino} leads to: try again")
 
-    async def _child_now(self, parent: Inode, name: bytes) -> Inode | Unknown | None:
+    async def child_now(self, parent: Inode, name: bytes) -> Inode | Unknown | None:
         """The same as it is stored at this moment (E5). UNKNOWN: it is changed here, or was meanwhile."""
         cache = self.cache
         place = (parent.ino, name)

@@ -50,7 +50,7 @@ from flakefs.namespace.cache import STALE, Cache, Place
 from flakefs.namespace.coherence import Coherence
 from flakefs.namespace.entries import Entries, Named, known_facts
 from flakefs.namespace.folders import at_one_moment, lies_inside
-from flakefs.namespace.inode import Inode
+from flakefs.namespace.inode import Inode, Unknown
 from flakefs.namespace.journal import Journal
 from flakefs.namespace.renames import UNCHANGED, IntoItself
 
@@ -58,6 +58,8 @@ T = TypeVar("T")
 
 PAUSE_SECONDS = 0.002
 PAUSE_MAX_SECONDS = 0.2
+FRESH_LOOKS = 5
+"""How often a name is read in vain while others change it, before memory is asked."""
 LISTINGS = 5
 """How often a page is read again because names in it are being changed here."""
 
@@ -132,13 +134,20 @@ class Operations:
                 await self._journal.commit_changes()
             await trio.lowlevel.checkpoint()  # those who made the change have to hear of it
 
-    async def look_up(self, parent: Inode, name: bytes) -> Inode | None:
-        """The inode of that name, or None; nothing that may still be taken back (OP4)."""
+    async def look_up(self, parent: Inode, name: bytes, *, fresh: bool = False) -> Inode | None:
+        """The inode of that name, or None; nothing that may still be taken back (OP4). *fresh*: read now.
+        So is a name that somebody else took away just now: there may be more news of it under way.
+        """
         place = (parent.ino, name)
+        looks = FRESH_LOOKS if fresh or self._coherence.left_lately(place) else 0
         while True:
             await self.settled((place,))
-            found = await self._entries.child(parent, name)
-            if place not in self._cache.changing:
+            if looks:
+                looks -= 1
+                found = await self._entries.child_now(parent, name)
+            else:
+                found = await self._entries.child(parent, name)
+            if place not in self._cache.changing and not isinstance(found, Unknown):
                 return found
 
     async def listing(self, parent: Inode, after: int, limit: int) -> list[tuple[int, bytes, Inode]]:

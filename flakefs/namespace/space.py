@@ -245,9 +245,9 @@ class Namespace:
         """The change made just now is committed; False: it was taken back, do it again."""
         return await self._operations.committed(())
 
-    async def looked_up(self, parent: Inode, name: bytes) -> Inode | None:
-        """child() in shared mode, where what is not committed is shown to nobody."""
-        return await self._operations.look_up(parent, name)
+    async def looked_up(self, parent: Inode, name: bytes, *, fresh: bool = False) -> Inode | None:
+        """child() in shared mode, where what is not committed is shown to nobody. *fresh*: the store is asked."""
+        return await self._operations.look_up(parent, name, fresh=fresh)
 
     async def reread(self, ino: int) -> Inode:
         """The inode as it is stored now; what was written here and is not committed goes first."""

@@ -28,8 +28,10 @@ MADE_BY_MKNOD = (stat.S_IFREG, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S
 
 
 class Names(Base):
-    async def lookup(self, parent: int, name: bytes) -> Inode | None:
-        """The inode of *name* in *parent*, None when there is no such name. "." and ".." too."""
+    async def lookup(self, parent: int, name: bytes, *, fresh: bool = False) -> Inode | None:
+        """The inode of *name* in *parent*, None when there is no such name. "." and ".." too. *fresh*: what the store
+        says now, when others may have changed it.
+        """
         folder = await self._folder(parent)
         if name[:1] == b"." and name in (b".", b".."):
             if name == b"." or not folder.parent:
@@ -38,7 +40,7 @@ class Names(Base):
         if len(name) > NAME_MAX:
             raise NameTooLong(f"the name {name[:32]!r}... has {len(name)} bytes; at most {NAME_MAX} are possible")
         if self.ns.shared:
-            return await self.ns.looked_up(folder, name)
+            return await self.ns.looked_up(folder, name, fresh=fresh)
         found = self.ns.peek_child(folder, name)
         if found is UNKNOWN:
             return await self.ns.child(folder, name)

@@ -205,7 +205,7 @@ def forget_history(server: TestServer) -> None:
         client.drop_database("scratch")
 
 
-@pytest.mark.parametrize("how", ["replace", "unlink"])
+@pytest.mark.parametrize("how", ["replace", "rotate", "unlink"])
 @pytest.mark.parametrize("late", [False, True], ids=["prompt", "late"])
 def test_k7_a_name_that_went_elsewhere_is_opened_where_it_leads_now(new_mount: NewMount, how: str, late: bool) -> None:
     """TO2. The kernel still takes it for the old file: nobody reads that, nor writes into it."""
@@ -221,6 +221,8 @@ def test_k7_a_name_that_went_elsewhere_is_opened_where_it_leads_now(new_mount: N
             if how == "unlink":
                 (one.path / name).unlink()
             else:
+                if how == "rotate":
+                    os.rename(one.path / name, one.path / f"{name}.1")
                 os.replace(one.path / "new", one.path / name)
         if how == "unlink":
             with pytest.raises(FileNotFoundError):
