@@ -37,9 +37,9 @@ async def test_p7_a_bad_copy_is_put_right(world: World, how, caplog: pytest.LogC
         prefer(engine, 1)
         assert await engine.fetch(refs[0]) == contents[0]
         assert await engine.fetch_many(refs) == contents
-        await until(lambda: engine.statistics().healed_chunks == 3)
+        await until(lambda: [document(world, ref, 1) for ref in refs] == before)
+        await until(lambda: engine.statistics().healed_chunks >= 3)  # one that both fetches found may count twice
         assert engine.statistics().bad_copies >= 3
-        assert [document(world, ref, 1) for ref in refs] == before
         found = engine.statistics().bad_copies
         assert await engine.fetch_many(refs) == contents
         assert engine.statistics().bad_copies == found
