@@ -165,6 +165,15 @@ class KernelCaches:
             await self._tell(_drop_inode, [(ino, False)])
         return keeps
 
+    def has_older_name(self, place: Place, inode: Inode) -> bool:
+        """Does the kernel still take a name for this file that is not its own any more (TO4)?"""
+        if inode.nlink > 1 or inode.entries is not None:  # a folder's entry is moved by the kernel
+            return False
+        other = self.told.other_name(place, inode)
+        if other is not None:
+            self.drop_entry(*other)
+        return self._leaving.get(inode.ino, place) != place
+
     def misled(self, ino: int) -> bool:
         """K7: does the kernel still take a name for this inode that it does not have any more?"""
         place = self._leaving.get(ino) or (self._left.get(ino) if self._left else None)

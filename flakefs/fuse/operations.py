@@ -113,9 +113,18 @@ class Operations(Handlers):
 
     @answered
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
-        inode = await self._fs.lookup(parent_inode, name, fresh=self._caches.told.is_repeating(ctx.pid))
+        told = self._caches.told
+        again = told.is_repeating(ctx.pid)
+        inode = await self._fs.lookup(parent_inode, name, fresh=again)
         if inode is not None:
-            return self._given(parent_inode, name, inode)
+            place = (parent_inode, name)
+            if not (self._ns.shared and self._caches.has_older_name(place, inode)):
+                return self._given(parent_inode, name, inode)
+            if not again and not told.agrees(place, inode):  # which is no first look-up, but asks whether it holds
+                told.look_refused(ctx.pid)
+                raise NotMeant(f"inode {inode.ino} has another name in the kernel yet")
+            self._given(parent_inode, name, inode)
+            return self._passing(inode)
         if not self._caches.quiet:
             return self._missing_now
         self._caches.given(parent_inode, name, None)
@@ -150,6 +159,7 @@ class Operations(Handlers):
     @answered
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         await self._fs.unlink(parent_inode, name)
+        self._caches.told.forget((parent_inode, name))
 
     @answered
     async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
@@ -335,7 +345,9 @@ class Operations(Handlers):
             limit = max(folder.page - taken, FIRST_PAGE)
             page = await self._fs.readdir(fh, after, limit)
             for cookie, name, inode in page:  # no await until the reply: what is listed is what is there
-                if not readdir_reply(token, name, self._entry(inode), cookie + 2):
+                older = self._ns.shared and self._caches.has_older_name((folder.ino, name), inode)
+                entry = self._passing(inode) if older else self._entry(inode)
+                if not readdir_reply(token, name, entry, cookie + 2):
                     folder.page = taken + 1
                     return
                 self._fs.remember(inode.ino)

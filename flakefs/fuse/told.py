@@ -12,6 +12,9 @@ Invariants
          the call. The second time it is done, and the kernel is to forget the names afterwards. So is the open() of a
          file by a name that has gone elsewhere.
     TO3  The look-ups of a call that is repeated are answered by the store: memory may have heard of a part only.
+    TO4  A file with one name is not given to the kernel by that name while it holds the one that another mount took
+         away: it would say by itself that a rename between both has nothing to do. The first look-up is refused with
+         ESTALE, so that the kernel looks the other name up again, too; the next is believed for no time.
 
 Concurrency
     Trio task only; nothing waits.
@@ -45,12 +48,15 @@ Asked = Rename | int
 class Told:
     def __init__(self) -> None:
         self._inos: LRUCache[Place, int] = LRUCache(TOLD_MAX)
+        self._places: LRUCache[int, Place] = LRUCache(TOLD_MAX)  # of each inode the name that was told last
         self._refused: LRUCache[Asked, float] = LRUCache(REPEATED_MAX)  # TO2: when
         self._repeating: LRUCache[int, float] = LRUCache(REPEATED_MAX)  # TO3: threads, since when
 
     def given(self, place: Place, inode: Inode | None) -> None:
         """The kernel is told that the name leads to *inode*, None: nowhere."""
         self._inos[place] = inode.ino if inode is not None else 0
+        if inode is not None:
+            self._places[inode.ino] = place
 
     def forget(self, place: Place) -> int:
         """What the kernel was told that the name leads to; 0: nowhere, or that is not remembered."""
@@ -58,6 +64,12 @@ class Told:
 
     def clear(self) -> None:
         self._inos.clear()
+        self._places.clear()
+
+    def other_name(self, place: Place, inode: Inode) -> Place | None:
+        """Another name that the kernel takes for this inode, too (TO4)."""
+        other = self._places.get(inode.ino)
+        return other if other is not None and other != place and self._inos.get(other) == inode.ino else None
 
     def agrees(self, place: Place, inode: Inode | None) -> bool:
         """Does the kernel take the name for this inode, None: for one that is not there (TO1)?"""
@@ -74,6 +86,10 @@ class Told:
     def refused(self, asked: Asked) -> None:
         self._refused[asked] = self._repeating[_thread(asked)] = monotonic()
 
+    def look_refused(self, thread: int) -> None:
+        """TO4."""
+        self._repeating[thread] = monotonic()
+
     def is_repeating(self, thread: int) -> bool:
         """TO3: does the thread look names up for a call that is repeated?"""
         if not self._repeating:
@@ -87,8 +103,10 @@ class Told:
         one, other = inos.pop(old, None), inos.pop(new, None)
         if one is not None:
             inos[new] = one
+            self._places[one] = new
         if exchange and other is not None:
             inos[old] = other
+            self._places[other] = old
 
 
 def _thread(asked: Asked) -> int:

@@ -40,16 +40,20 @@ def two(new_mount: NewMount) -> tuple[Mount, Mount]:
 
 
 @contextmanager
-def under_way(mount: Mount, old: Path, new: Path, flags: int = 0) -> Iterator[None]:
+def under_way(mount: Mount, old: Path, new: Path, flags: int = 0, status: int = 0) -> Iterator[None]:
     """A rename that the kernel has asked *mount* for, and that is answered after the block."""
     mount.signal(signal.SIGSTOP)
     try:
-        child = subprocess.Popen([sys.executable, "-c", RENAME, str(flags), str(old), str(new)])
+        child = subprocess.Popen(
+            [sys.executable, "-c", RENAME, str(flags), str(old), str(new)], stderr=subprocess.PIPE, text=True
+        )
         until(lambda: "fuse" in Path(f"/proc/{child.pid}/stack").read_text())
         yield
     finally:
         mount.signal(signal.SIGCONT)
-    assert child.wait(30) == 0
+    said = child.communicate(timeout=30)[1]
+    assert child.returncode == status, said
+    assert status == 0 or "No such file" in said
 
 
 def contents(mount: Mount) -> dict[str, str]:
@@ -98,10 +102,28 @@ def test_a_name_that_is_gone_when_the_rename_arrives(two: tuple[Mount, Mount]) -
     one, other = two
     (one.path / "c").write_text("old")
     until((other.path / "c").exists)
-    with pytest.raises(AssertionError), under_way(other, other.path / "c", other.path / "a"):
+    with under_way(other, other.path / "c", other.path / "a", status=1):
         os.unlink(one.path / "c")
     assert not (other.path / "a").exists()
     check(two, {})
+
+
+@pytest.mark.parametrize("seen", [True, False], ids=["target-seen", "target-unseen"])
+def test_two_mounts_make_the_same_rename(two: tuple[Mount, Mount], seen: bool) -> None:
+    """TO4: while the old name is in the kernel yet and the new one leads to the same file, the kernel would say that
+    there is nothing to do.
+    """
+    one, other = two
+    for number in range(12):
+        old, new = f"c{number}", f"a{number}"
+        (one.path / old).write_text("it")
+        until((other.path / old).exists)
+        if seen:
+            assert not (other.path / new).exists()
+        with under_way(other, other.path / old, other.path / new, status=1):
+            os.rename(one.path / old, one.path / new)
+        assert (other.path / new).read_text() == "it"
+    check(two, {f"a{number}": "it" for number in range(12)})
 
 
 def test_a_name_given_away_before_it_was_shared(new_mount: NewMount) -> None:
@@ -164,3 +186,31 @@ def test_to2_a_rename_is_refused_once() -> None:
     assert not told.is_repeated((78, OLD, NEW, 0))
     assert told.is_repeated(rename)
     assert not told.is_repeated(rename)
+
+
+def test_to4_another_name_that_the_kernel_takes_for_the_same_file() -> None:
+    told = Told()
+    told.given(OLD, inode(5))
+    assert told.other_name(OLD, inode(5)) is None
+    assert told.other_name(NEW, inode(5)) == OLD
+    told.moved(OLD, NEW, exchange=False)
+    assert told.other_name(NEW, inode(5)) is None
+    assert told.other_name(OLD, inode(5)) == NEW
+    told.given(NEW, None)
+    assert told.other_name(OLD, inode(5)) is None
+    told.given(NEW, inode(5))
+    told.forget(NEW)
+    assert told.other_name(OLD, inode(5)) is None
+
+
+def test_to3_a_thread_repeats_after_a_refusal_only() -> None:
+    told = Told()
+    assert not told.is_repeating(77)
+    told.refused(77)
+    assert told.is_repeating(77)
+    assert not told.is_repeating(78)
+    assert told.is_repeated(77)
+    assert not told.is_repeating(77)
+    told.look_refused(78)
+    assert told.is_repeating(78)
+    assert not told.is_repeated(78)
