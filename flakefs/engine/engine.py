@@ -28,6 +28,7 @@ from flakefs.engine.asking import Asker
 from flakefs.engine.balance import load_balancer
 from flakefs.engine.barrier import Barrier
 from flakefs.engine.cache import ChunkCache
+from flakefs.engine.clock import ServerClock
 from flakefs.engine.deleter import Deleter
 from flakefs.engine.growing import Grower
 from flakefs.engine.healing import Healer
@@ -93,11 +94,12 @@ class Engine:
         self._asker = Asker(map, nursery, self._healer.found_bad)
         self._reader = Reader(map, self._cache, self._asker)
         self._deleter = Deleter(map, self._reader.reading, metadata=metadata, database=database)
-        self._table = Table(_Ledger(map, self._deleter))
+        clock = ServerClock(metadata)
+        self._table = Table(_Ledger(map, self._deleter), now=clock.now)
         self._placement = Placement(map, load_balancer(options.balance))
         self._grower = Grower(map, metadata, database, format.uuid, nursery)
         self._writer = Writer(
-            metadata, database, format.codec, self._table, map, self._placement, self._grower, self._deleter.doom
+            metadata, database, format.codec, self._table, map, self._placement, self._grower, clock, self._deleter.doom
         )
         self._barrier = Barrier(self._table, map, self._placement, self._writer, self._cache)
 

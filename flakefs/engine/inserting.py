@@ -28,6 +28,7 @@ from bson.binary import Binary
 from bson.objectid import ObjectId
 from pymongo.read_concern import ReadConcern
 
+from flakefs.engine.clock import ServerClock
 from flakefs.engine.nodes import Node
 from flakefs.engine.options import MIB, EngineOptions
 from flakefs.engine.placement import Placement
@@ -74,10 +75,19 @@ class Outcome(NamedTuple):
 
 
 class Inserter:
-    def __init__(self, metadata: Door, database: str, codec: str, options: EngineOptions, placement: Placement) -> None:
+    def __init__(
+        self,
+        metadata: Door,
+        database: str,
+        codec: str,
+        options: EngineOptions,
+        placement: Placement,
+        clock: ServerClock,
+    ) -> None:
         # Dependencies
         self._metadata = metadata
         self._placement = placement
+        self._clock = clock
         # Constant after construction
         self._options = options
         self._codec = codec
@@ -143,11 +153,13 @@ class Inserter:
                 missing = self._metadata.run_sync(lambda: self._look_up_sync(share))
             except FlakeError as error:
                 return error
+        if missing:
+            self._clock.refresh()
         for item in missing:
             if item.stored is None:
                 item.data = bytes(item.data)
                 item.codec, item.stored = encode(item.data, self._codec)
-            item.key = ObjectId().binary
+            item.key = self._clock.key(ObjectId().binary)
         return missing
 
     def _look_up_sync(self, share: list[Item]) -> list[Item]:

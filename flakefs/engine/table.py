@@ -34,6 +34,7 @@ Not here
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from time import monotonic, time
 from typing import Protocol
 
@@ -94,8 +95,10 @@ class Entry:
 
 
 class Table:
-    def __init__(self, ledger: Ledger, known_max: int = KNOWN_MAX) -> None:
+    def __init__(self, ledger: Ledger, known_max: int = KNOWN_MAX, now: Callable[[], float] = lambda: time()) -> None:
+        """*now*: by which the age of a key is told."""
         self._ledger = ledger
+        self._now = now
         # Mutable; each method leaves the invariants whole
         self._entries: dict[bytes, Entry] = {}
         self._pins: dict[Block, Entry] = {}
@@ -269,12 +272,18 @@ class Table:
         oldest = next(iter(self._entries.values()), None)  # they are in the order in which they were made
         if oldest is not None and oldest.made + LONG_SECONDS < monotonic():
             return True
-        if self._shared and any(entry.state is INDEXED and _old(entry.ref) for entry in self._entries.values()):
+        if self._shared and any(entry.state is INDEXED and self._old(entry.ref) for entry in self._entries.values()):
             return True  # another session may have removed the index entry, unheard
         if not self._unnamed:
             return False
         self._unnamed = {entry: None for entry in self._unnamed if entry.state is SOLID or entry.removed}
-        return any(_old(entry.ref) or any(_old(ref) for ref, _ in entry.removed or ()) for entry in self._unnamed)
+        return any(
+            self._old(entry.ref) or any(self._old(ref) for ref, _ in entry.removed or ()) for entry in self._unnamed
+        )
+
+    def _old(self, ref: ChunkRef | None) -> bool:
+        """By its key, which begins with the seconds."""
+        return ref is not None and int.from_bytes(ref.key[:4], "big") + LONG_SECONDS < self._now()
 
     def known(self) -> int:
         return len(self._known)
@@ -328,11 +337,6 @@ class Table:
         for ref, stored_bytes in entry.removed or ():
             self._ledger.doomed(ref, stored_bytes, added=False)
         entry.removed = None
-
-
-def _old(ref: ChunkRef | None) -> bool:
-    """By its key, which begins with the seconds."""
-    return ref is not None and int.from_bytes(ref.key[:4], "big") + LONG_SECONDS < time()
 
 
 def content_of(entry: Entry) -> bytes | bytearray | None:

@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import trio
 
+from flakefs.engine.clock import ServerClock
 from flakefs.engine.growing import Grower
 from flakefs.engine.inserting import Inserter, Item, Outcome
 from flakefs.engine.placement import Placement
@@ -75,6 +76,7 @@ class Writer:
         map: VolumeMap,
         placement: Placement,
         grower: Grower,
+        clock: ServerClock,
         discard: Callable[[ChunkRef], None],
     ) -> None:
         # Dependencies
@@ -83,7 +85,7 @@ class Writer:
         self._placement = placement
         self._grower = grower
         self._discard = discard
-        self._inserter = Inserter(metadata, database, codec, map.options, placement)
+        self._inserter = Inserter(metadata, database, codec, map.options, placement, clock)
         # Constant after construction
         self._hashers = trio.CapacityLimiter(map.options.threads)
         # Mutable; changed only between awaits

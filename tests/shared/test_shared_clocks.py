@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import pytest
+import trio
 
 from flakefs.mongo import stream as module
 from flakefs.mongo.stream import BROKEN, GAP, HEALTHY, StreamEvent
-from flakefs.testing.stack import Fresh
+from flakefs.testing.stack import Fresh, NewFresh
+from flakefs.tools.gc import Freed
 from flakefs.values import ROOT_INO
 from tests.shared.conftest import ROOT, get, put, two, until
+from tests.tools.test_tools_gc import CALM, CONTENT, Slow, aged, held_meanwhile
 
 HOUR = 3_600
 
@@ -72,3 +76,71 @@ async def test_nothing_known_before_a_loss_is_believed_after_it(
         assert await one.fs.lookup(ROOT_INO, b"b") is None
         assert await one.fs.lookup(ROOT_INO, b"none") is not None
         assert await get(one.fs, b"/a") == b"new"
+
+
+# Chunks: their age is by the server's clock, whatever the clock of the mount that stores them says
+
+
+def shift(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """What this process takes for the time; the server's clock is right."""
+    right = time.time
+    monkeypatch.setattr(time, "time", lambda: right() + seconds)
+    for name in ("flakefs.engine.clock.time", "flakefs.engine.table.time"):
+        monkeypatch.setattr(name, lambda: right() + seconds)
+
+
+async def commit_beside_gc(slow: Slow, meanwhile: bytes) -> Freed:
+    """*meanwhile* is written after a commit was cut; it goes through when gc has looked and waits."""
+    freed: list[Freed] = []
+
+    def progress(word: str) -> None:
+        if "waiting" in word:
+            trio.from_thread.run_sync(slow.let_through)
+
+    async with trio.open_nursery() as nursery:
+        await slow.fs.mkdir(ROOT_INO, b"d", 0o755, ROOT)
+        await slow.begin(nursery)
+        await slow.write(meanwhile)
+        await until(lambda: slow.fs.engine.statistics().stored_chunks >= 1)
+        freed.append(await slow.gc(progress))
+        slow.let_through()
+    return freed[0]
+
+
+@pytest.mark.parametrize("hours", [-2, 2])
+async def test_what_a_mount_stores_now_is_young(
+    new_fresh: NewFresh, monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    """G1, O10: with a clock that is behind, gc would take it for a leak before its commit."""
+    shift(monkeypatch, hours * HOUR)
+    fresh = new_fresh(namespace=CALM)
+    async with fresh.open(kind="mount") as stack:
+        slow = Slow(stack, fresh, monkeypatch)
+        try:
+            freed = await commit_beside_gc(slow, b"f")
+            await slow.commit()
+            assert (freed.chunks, freed.young) == (0, 1)
+            assert await slow.read(b"f") == CONTENT
+        finally:
+            monkeypatch.undo()
+
+
+@pytest.mark.parametrize("hours", [-3, 3])
+async def test_what_a_mount_holds_is_old_when_the_server_says_so(
+    new_fresh: NewFresh, monkeypatch: pytest.MonkeyPatch, hours: int
+) -> None:
+    """TA5, G5: with a clock that is behind, it would take it for young, and gc for a leak."""
+    shift(monkeypatch, hours * HOUR)
+    monkeypatch.setattr("flakefs.engine.inserting.ObjectId", partial(aged, 2 * HOUR - hours * HOUR))
+    fresh = new_fresh(namespace=CALM)
+    async with fresh.open(kind="mount") as stack:
+        slow = Slow(stack, fresh, monkeypatch)
+        try:
+            await slow.write(b"a")
+            await slow.commit()
+            await trio.to_thread.run_sync(slow.leak)  # or gc would have nothing to wait for
+            freed = await held_meanwhile(slow)
+            assert (freed.chunks, freed.held) == (1, 0)
+            assert await slow.read(b"c") == CONTENT
+        finally:
+            monkeypatch.undo()
