@@ -113,16 +113,11 @@ class Operations(Handlers):
 
     @answered
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
-        told = self._caches.told
-        again = told.is_repeating(ctx.pid)
-        inode = await self._fs.lookup(parent_inode, name, fresh=again)
+        inode = await self._fs.lookup(parent_inode, name, fresh=self._caches.told.is_repeating(ctx.pid))
         if inode is not None:
             place = (parent_inode, name)
             if not (self._ns.shared and self._caches.has_older_name(place, inode)):
                 return self._given(parent_inode, name, inode)
-            if not again and not told.agrees(place, inode):  # which is no first look-up, but asks whether it holds
-                told.look_refused(ctx.pid)
-                raise NotMeant(f"inode {inode.ino} has another name in the kernel yet")
             self._given(parent_inode, name, inode)
             return self._passing(inode)
         if not self._caches.quiet:

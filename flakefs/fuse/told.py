@@ -12,9 +12,10 @@ Invariants
          the call. The second time it is done, and the kernel is to forget the names afterwards. So is the open() of a
          file by a name that has gone elsewhere.
     TO3  The look-ups of a call that is repeated are answered by the store: memory may have heard of a part only.
-    TO4  A file with one name is not given to the kernel by that name while it holds the one that another mount took
-         away: it would say by itself that a rename between both has nothing to do. The first look-up is refused with
-         ESTALE, so that the kernel looks the other name up again, too; the next is believed for no time.
+    TO4  A name that another mount took away from a file with one name is noticed when the kernel is given the new one,
+         and dropped at once, before there is news of it: until then the kernel says by itself that a rename between
+         both has nothing to do. (Nothing can be done about a rename that asks for the new name while it holds the
+         folder. ESTALE would not do: mkdir(2) and link(2) do not look again, but fail with it.)
 
 Concurrency
     Trio task only; nothing waits.
@@ -85,10 +86,6 @@ class Told:
 
     def refused(self, asked: Asked) -> None:
         self._refused[asked] = self._repeating[_thread(asked)] = monotonic()
-
-    def look_refused(self, thread: int) -> None:
-        """TO4."""
-        self._repeating[thread] = monotonic()
 
     def is_repeating(self, thread: int) -> bool:
         """TO3: does the thread look names up for a call that is repeated?"""

@@ -108,24 +108,6 @@ def test_a_name_that_is_gone_when_the_rename_arrives(two: tuple[Mount, Mount]) -
     check(two, {})
 
 
-@pytest.mark.parametrize("seen", [True, False], ids=["target-seen", "target-unseen"])
-def test_two_mounts_make_the_same_rename(two: tuple[Mount, Mount], seen: bool) -> None:
-    """TO4: while the old name is in the kernel yet and the new one leads to the same file, the kernel would say that
-    there is nothing to do.
-    """
-    one, other = two
-    for number in range(12):
-        old, new = f"c{number}", f"a{number}"
-        (one.path / old).write_text("it")
-        until((other.path / old).exists)
-        if seen:
-            assert not (other.path / new).exists()
-        with under_way(other, other.path / old, other.path / new, status=1):
-            os.rename(one.path / old, one.path / new)
-        assert (other.path / new).read_text() == "it"
-    check(two, {f"a{number}": "it" for number in range(12)})
-
-
 def test_a_name_given_away_before_it_was_shared(new_mount: NewMount) -> None:
     """What the kernel was told while alone is not written down: it is asked to look again, and nobody notices."""
     one = new_mount()
@@ -211,6 +193,3 @@ def test_to3_a_thread_repeats_after_a_refusal_only() -> None:
     assert not told.is_repeating(78)
     assert told.is_repeated(77)
     assert not told.is_repeating(77)
-    told.look_refused(78)
-    assert told.is_repeating(78)
-    assert not told.is_repeated(78)

@@ -145,21 +145,20 @@ class Play:
             ]
 
     def _readings(self) -> Iterator[list[Change | Seen | Whole]]:
-        """The events; then such in which a rename was none. For when the kernel believes that both names lead to the
-        same inode, the one because it has not heard yet that somebody else has just made the same rename, then it does
-        nothing and calls that success.
+        """The events; then such in which a rename was none, or the same one by several programs of a mount. For when
+        the kernel believes that both names lead to the same inode, the one because it has not heard yet that somebody
+        else has just made the same rename, then it does nothing and calls that success.
         """
         yield from self._numbered()
         for names in self._numbered():
             numbers = {ino for event in names if isinstance(event, Whole) for _, ino in event.state} | {FOLDER}
             numbers |= {event.ino for event in names if isinstance(event, Change) and event.ino}
-            renames = [
-                index for index, event in enumerate(names) if isinstance(event, Change) and event.call == "rename"
-            ]
-            for index, ino in itertools.product(renames, sorted(numbers)):
-                began, ended, mount, _, name, other = names[index][:6]
-                both = [Seen(began, ended, mount, each, ino) for each in (name, other)]
-                yield [*names[:index], *both, *names[index + 1 :]]
+            renames = [event for event in names if isinstance(event, Change) and event.call == "rename"]
+            alike = {rename[2:6]: [other for other in renames if other[2:6] == rename[2:6]] for rename in renames}
+            several = [group for group in alike.values() if len(group) > 1]
+            for group, ino in itertools.product([*([rename] for rename in renames), *several], sorted(numbers)):
+                seen = [Seen(*rename[:3], name, ino) for rename in group for name in rename[4:6]]
+                yield [*(event for event in names if event not in group), *seen]
 
     def text(self) -> str:
         zero = min((event.began for event in self._all()), default=0.0)
