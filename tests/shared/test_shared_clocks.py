@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
+from flakefs.app.stack import metadata_door
+from flakefs.config import load
 from flakefs.mongo import stream as module
 from flakefs.mongo.stream import BROKEN, GAP, HEALTHY, StreamEvent
+from flakefs.namespace import NamespaceOptions
+from flakefs.testing.mounted import NewMount, new_mount
 from flakefs.testing.stack import Fresh, NewFresh
 from flakefs.tools.gc import Freed
 from flakefs.values import ROOT_INO
 from tests.shared.conftest import ROOT, get, put, two, until
-from tests.tools.test_tools_gc import CALM, CONTENT, Slow, aged, held_meanwhile
+from tests.shared.mounts import names, refused, sessions
+from tests.shared.mounts import until as until_now
+from tests.tools.test_tools_gc import CONTENT, Slow, aged, held_meanwhile
+
+__all__ = ["new_mount"]
 
 HOUR = 3_600
+LEASE_SECONDS = 2.0
+QUICK = NamespaceOptions(commit_interval_seconds=3600, lease_seconds=LEASE_SECONDS)
 
 
 async def test_a_clock_that_is_an_hour_off_changes_nothing_but_times(
@@ -78,6 +91,66 @@ async def test_nothing_known_before_a_loss_is_believed_after_it(
         assert await get(one.fs, b"/a") == b"new"
 
 
+# Sessions: a lease is by the server's clock
+
+
+WRONG = """import time
+right, right_ns = time.time, time.time_ns
+time.time = lambda: right() + {seconds}
+time.time_ns = lambda: right_ns() + {seconds} * 10**9
+"""
+BEATS = 4
+"""Three of them take a lease."""
+
+
+@pytest.mark.mount
+@pytest.mark.skipif(not os.access("/dev/fuse", os.R_OK | os.W_OK), reason="needs /dev/fuse")
+def test_a_lease_is_by_the_servers_clock(new_mount: NewMount, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """L3: two mounts whose clocks are wrong are not taken for dead while they live, and are when they stop."""
+    right = new_mount(settings={"namespace": {"lease_seconds": LEASE_SECONDS}})
+    wrong = []
+    for seconds in (-HOUR, HOUR):
+        folder = tmp_path / f"clock{seconds}"
+        folder.mkdir()
+        (folder / "sitecustomize.py").write_text(WRONG.format(seconds=seconds))
+        monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+        mount = right.another()
+        monkeypatch.undo()
+        mount.expect_log("declared this one dead|cannot be stored|not everything could be stored")
+        mount.expect_leaks()
+        (mount.path / f"f{seconds}").write_bytes(b"x")
+        assert abs((mount.path / f"f{seconds}").stat().st_mtime - time.time() - seconds) < HOUR / 2
+        wrong.append(mount)
+    with metadata_door(load(right.config), purpose="test") as (door, _):
+        documents = door.client[right.database]["sessions"]
+        for number, mount in enumerate(right.family):  # for each other they are on other machines
+            documents.update_one({"where": str(mount.path)}, {"$set": {"boot": f"machine {number}"}})
+
+        def beats() -> dict[str, Any]:
+            return {x["where"]: x["beat"] for x in documents.find({"state": "alive"})}
+
+        everybody = {str(mount.path) for mount in right.family}
+        for _ in range(BEATS):
+            last = beats()
+            assert last.keys() == everybody
+            until_now(lambda last=last: all(beat != last.get(where) for where, beat in beats().items()))  # type: ignore[misc]
+        assert not any(session.late for session in sessions(right))
+        try:
+            for mount in wrong:
+                mount.signal(signal.SIGSTOP)
+            until_now(lambda: beats().keys() == {str(right.path)})
+            now = door.client.admin.command("hello")["localTime"]
+            for x in documents.find({"state": "dead"}):
+                assert (now - x["beat"]).total_seconds() >= LEASE_SECONDS
+        finally:
+            for mount in wrong:
+                mount.signal(signal.SIGCONT)
+    for mount in wrong:
+        until_now(lambda mount=mount: "declared this one dead" in mount.log_text())  # type: ignore[misc]
+        assert refused((mount.path / "late").touch)
+    assert names(right.path) == sorted(f"f{seconds}" for seconds in (-HOUR, HOUR))
+
+
 # Chunks: their age is by the server's clock, whatever the clock of the mount that stores them says
 
 
@@ -113,7 +186,7 @@ async def test_what_a_mount_stores_now_is_young(
 ) -> None:
     """G1, O10: with a clock that is behind, gc would take it for a leak before its commit."""
     shift(monkeypatch, hours * HOUR)
-    fresh = new_fresh(namespace=CALM)
+    fresh = new_fresh(namespace=QUICK)
     async with fresh.open(kind="mount") as stack:
         slow = Slow(stack, fresh, monkeypatch)
         try:
@@ -132,7 +205,7 @@ async def test_what_a_mount_holds_is_old_when_the_server_says_so(
     """TA5, G5: with a clock that is behind, it would take it for young, and gc for a leak."""
     shift(monkeypatch, hours * HOUR)
     monkeypatch.setattr("flakefs.engine.inserting.ObjectId", partial(aged, 2 * HOUR - hours * HOUR))
-    fresh = new_fresh(namespace=CALM)
+    fresh = new_fresh(namespace=QUICK)
     async with fresh.open(kind="mount") as stack:
         slow = Slow(stack, fresh, monkeypatch)
         try:
