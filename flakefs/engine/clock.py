@@ -21,6 +21,8 @@ from flakefs.mongo.door import Door
 REFRESH_SECONDS = 600.0
 """Meanwhile clocks drift by less than a second."""
 SLACK_SECONDS = 30.0
+PATIENCE_SECONDS = 5.0
+"""A writer waits."""
 
 
 class ServerClock:
@@ -35,7 +37,10 @@ class ServerClock:
         if self._answer is not None and began - self._answer[0] < REFRESH_SECONDS:
             return
         with suppress(FlakeError):
-            local = self._metadata.run_sync(lambda: self._metadata.client.admin.command("hello"))["localTime"]
+            admin = self._metadata.client.admin
+            local = self._metadata.run_sync(lambda: admin.command("hello"), deadline_seconds=PATIENCE_SECONDS)[
+                "localTime"
+            ]
             self._answer = began, local.replace(tzinfo=UTC).timestamp()
 
     def now(self) -> float:
