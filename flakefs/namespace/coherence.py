@@ -138,8 +138,11 @@ class Coherence:
         cache.touched([ino for ino, _, _ in (*news.inodes, *news.folders)])
         cache.touched([(parent, name) for parent, name, _, _, _ in news.bindings])
         for binding in news.bindings:
+            place = (binding.parent, binding.name)
             if not binding.ino:
-                self._left[binding.parent, binding.name] = monotonic()
+                self._left[place] = monotonic()
+            else:
+                self._left.pop(place, None)  # what took its place is known
             folder = known.get(binding.parent)
             if folder is not None and folder.entries is not None:
                 self._bind(folder, binding)
