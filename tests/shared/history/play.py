@@ -65,6 +65,8 @@ class Trouble(NamedTuple):
     mount: int
     began: float
     ended: float
+    fenced: bool = False
+    """The mount was declared dead."""
 
 
 class Unexplained(AssertionError):
@@ -125,8 +127,15 @@ class Play:
             for torn in self.torn[name]:
                 if not explain_torn(torn, events):
                     raise Unexplained(f"{self.name}: {torn} of {name} is a mixture that no time had\n{self.text()}")
-            if not explain_register(0, events):
+            if not explain_register(0, [event for event in events if not self._by_a_dead_mount(event)]):
                 raise Unexplained(f"{self.name}: no order of writes explains what was read of {name}\n{self.text()}")
+
+    def _by_a_dead_mount(self, event: Write | Read) -> bool:
+        """One that was declared dead reads what is stored (SM4); who is alone again stores after it has answered."""
+        return isinstance(event, Read) and any(
+            trouble.fenced and trouble.mount == event.mount and trouble.began <= event.ended <= trouble.ended
+            for trouble in self.troubles
+        )
 
     def _numbered(self) -> Iterator[list[Change | Seen | Whole]]:
         """The events, with numbers for files that were made without an answer: any that nobody else has made."""
@@ -243,7 +252,7 @@ class Play:
                 self._up[victim].clear()
                 mount.kill()
                 mount.mount()
-        self.troubles[entry] = Trouble(victim, began, time.monotonic())
+        self.troubles[entry] = Trouble(victim, began, time.monotonic(), trouble == "fence")
         self._up[victim].set()
 
     # -- programs --
