@@ -27,7 +27,7 @@ from flakefs.errors import FlakeError, Unavailable, UsageError
 from flakefs.format.documents import INODES, NODE_MARKER, SESSIONS
 from flakefs.format.placement import satisfiable
 from flakefs.format.records import FormatRecord, NodeRecord, VolumeRecord
-from flakefs.mongo.clients import connect, redacted
+from flakefs.mongo.clients import connect, redacted, server_time
 from flakefs.mongo.door import Door
 from flakefs.namespace.sessions import boot_id, declare_dead, process_lives
 from flakefs.tools.replicas import short_volumes
@@ -220,11 +220,12 @@ def sessions(door: Door, database: str) -> list[SessionStatus]:
     """Sessions marked alive, by the metadata server's clock."""
 
     def read() -> tuple[datetime, list[dict[str, Any]]]:
-        now = door.client.admin.command("hello")["localTime"]
-        return now, list(door.client[database][SESSIONS].find({"state": "alive"}, {"news": 0}).sort("_id"))
+        return server_time(door.client), list(
+            door.client[database][SESSIONS].find({"state": "alive"}, {"news": 0}).sort("_id")
+        )
 
     now, documents = door.run_sync(read)
-    return [_session(document, _utc(now)) for document in documents]
+    return [_session(document, now) for document in documents]
 
 
 def fence(door: Door, database: str, epoch: int, *, force: bool) -> str:

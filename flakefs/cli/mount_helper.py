@@ -6,7 +6,6 @@ Purpose
     The first field is a configuration file when it is an absolute path, and a mere label otherwise.
 
 Invariants
-    H1  Exit status as mount(8) wants it: 0 mounted, 1 wrong call, 32 mounting failed.
     H2  Options that are for mount(8) itself (_netdev, nofail, x-...) are accepted (app.mount_options).
     H3  The first field is what the kernel lists as the source: by that `mount -a` knows what is mounted already.
     H6  Mounts by root are suid and dev unless the words say nosuid and nodev: mount(8) takes these two as given and
@@ -19,8 +18,9 @@ import os
 import sys
 from collections.abc import Sequence
 
+from flakefs.cli import helper
+
 USAGE = "usage: mount.flakefs LABEL|CONFIG_FILE FOLDER [-sfnvrw] [-N NAMESPACE] [-t TYPE] [-o OPTIONS]"
-FAILED = 32
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -29,20 +29,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Mount as told; the exit status (H1)."""
-    from flakefs.errors import ConfigError, FlakeError, UsageError
+    """Mount as told; the exit status (H1 of cli.helper)."""
 
-    try:
+    def mount() -> None:
         source, folder, words, fake = _understood(arguments)
         if not fake:
             _mount(source, folder, words)
-        return 0
-    except (UsageError, ConfigError) as error:
-        print(f"mount.flakefs: {error}", file=sys.stderr)
-        return 1
-    except FlakeError as error:
-        print(f"mount.flakefs: {error}", file=sys.stderr)
-        return FAILED
+
+    return helper.status("mount.flakefs", mount)
 
 
 def _understood(arguments: Sequence[str]) -> tuple[str, str, list[str], bool]:

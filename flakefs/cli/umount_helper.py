@@ -5,7 +5,7 @@ Purpose
     machine that shuts down would then take the network away from it.
 
 Invariants
-    H4  0 only when everything is stored (U1 of app.unmounting); 1 for a wrong call, 32 when unmounting failed.
+    H4  The exit status is 0 only when everything is stored (U1 of app.unmounting).
     H5  -l only detaches and -f gives up what cannot be stored, as umount(8) says of them.
 """
 
@@ -14,8 +14,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from flakefs.cli import helper
+
 USAGE = "usage: umount.fuse.flakefs FOLDER [-flnrv] [-N NAMESPACE] [-t TYPE]"
-FAILED = 32
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -24,24 +25,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Unmount as told; the exit status (H4)."""
+    """Unmount as told; the exit status (H1 of cli.helper)."""
     from flakefs.app import unmounting
-    from flakefs.errors import FlakeError, UsageError
     from flakefs.fuse import kernel
 
-    try:
+    def unmount() -> None:
         folder, flags = _understood(arguments)
         if "l" in flags:  # H5
             kernel.unmount(folder, lazy=True)
         else:
             unmounting.unmount(folder, force="f" in flags)
-        return 0
-    except UsageError as error:
-        print(f"umount.fuse.flakefs: {error}", file=sys.stderr)
-        return 1
-    except FlakeError as error:
-        print(f"umount.fuse.flakefs: {error}", file=sys.stderr)
-        return FAILED
+
+    return helper.status("umount.fuse.flakefs", unmount)
 
 
 def _understood(arguments: Sequence[str]) -> tuple[str, set[str]]:

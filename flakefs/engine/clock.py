@@ -12,10 +12,10 @@ Concurrency
 from __future__ import annotations
 
 from contextlib import suppress
-from datetime import UTC
 from time import CLOCK_BOOTTIME, clock_gettime, time
 
 from flakefs.errors import FlakeError
+from flakefs.mongo.clients import server_time
 from flakefs.mongo.door import Door
 
 REFRESH_SECONDS = 600.0
@@ -37,11 +37,8 @@ class ServerClock:
         if self._answer is not None and began - self._answer[0] < REFRESH_SECONDS:
             return
         with suppress(FlakeError):
-            admin = self._metadata.client.admin
-            local = self._metadata.run_sync(lambda: admin.command("hello"), deadline_seconds=PATIENCE_SECONDS)[
-                "localTime"
-            ]
-            self._answer = began, local.replace(tzinfo=UTC).timestamp()
+            now = self._metadata.run_sync(lambda: server_time(self._metadata.client), deadline_seconds=PATIENCE_SECONDS)
+            self._answer = began, now.timestamp()
 
     def now(self) -> float:
         if self._answer is None:

@@ -20,6 +20,7 @@ import re
 import secrets
 import warnings
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -131,6 +132,14 @@ def check_node_server(client: MongoClient[Document], uri: str, database: str) ->
             collection.drop()
 
     _ask(client, f"{where} (database {database})", probe)
+
+
+def server_time(client: MongoClient[Document]) -> datetime:
+    """The clock of the server, in UTC: what several machines compare goes by it, whatever theirs say. Raises as a
+    command does.
+    """
+    now: datetime = client.admin.command("hello")["localTime"]
+    return now if now.tzinfo else now.replace(tzinfo=UTC)
 
 
 def server_process(client: MongoClient[Document]) -> bytes:

@@ -51,6 +51,7 @@ from pymongo.synchronous.command_cursor import CommandCursor
 
 from flakefs.errors import Unavailable
 from flakefs.format.documents import SESSIONS, Document
+from flakefs.mongo.clients import server_time
 from flakefs.mongo.translate import short, translated
 
 log = logging.getLogger(__name__)
@@ -176,8 +177,8 @@ class Stream:
         ]
         with pymongo.timeout(OPEN_SECONDS):
             local = time()
-            server = self._client.admin.command("hello")["localTime"]
-            self._offset = _seconds(server) - (local + time()) / 2
+            server = server_time(self._client).timestamp()
+            self._offset = server - (local + time()) / 2
             sessions = self._client[self._database].get_collection(SESSIONS, read_concern=ReadConcern("majority"))
             self._cursor = sessions.aggregate(pipeline, maxAwaitTimeMS=int(AWAIT_SECONDS * 1000))
         self._opened = time() + self._offset

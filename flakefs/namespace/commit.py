@@ -148,7 +148,7 @@ class _Attempt:
             fields["news"] = news
         statement = {
             "q": {"_id": epoch, "state": "alive", "commits": Int64(number - 1)},
-            "u": {"$set": fields, "$currentDate": {"beat": True}},  # an update by stages costs the server more
+            "u": {"$set": fields, "$currentDate": {"beat": True}},
         }
         return self.send("update", SESSIONS, [statement]) == 1
 

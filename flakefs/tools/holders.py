@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from flakefs.format import documents as d
 from flakefs.format.documents import Document
+from flakefs.mongo import clients
 from flakefs.mongo.door import Door
 from flakefs.namespace.sessions import boot_id, process_lives
 from flakefs.tools.problems import Report
@@ -46,8 +47,7 @@ def holders(reader: Reader) -> list[Holder]:
 
 def server_time(door: Door) -> datetime:
     """The metadata server's clock: leases are its, whatever ours says. No time zone, in UTC, as BSON dates are."""
-    answer: datetime = door.run_sync(lambda: door.client.admin.command("hello"))["localTime"]
-    return answer.replace(tzinfo=None)
+    return door.run_sync(lambda: clients.server_time(door.client)).replace(tzinfo=None)
 
 
 def report_holders(found: list[Holder], report: Report) -> None:

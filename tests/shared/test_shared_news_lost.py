@@ -95,6 +95,7 @@ class Change:
         assert (self.there / "replaced").read_bytes() == b"another file"
 
     def shows(self) -> None:
+        self.shows_at_once()
         there = self.there
         until((there / "new").exists)
         until(lambda: names(there) == ["content", "mode", "new", "replaced", "to"])
@@ -123,12 +124,10 @@ def test_without_news_nothing_is_believed_for_long(new_mount: NewMount, servers:
     with no_news(servers.metadata, code):
         until(lambda: streams(one) == {"broken"})
         known.make()
-        known.shows_at_once()
         known.shows()
         later = Change(*meanwhile)
         later.prepare()
         later.make()
-        later.shows_at_once()
         later.shows()
         last = Change(one.path / "last", other.path / "last")
         last.here.mkdir()
@@ -136,7 +135,6 @@ def test_without_news_nothing_is_believed_for_long(new_mount: NewMount, servers:
         last.prepare()
         assert streams(one) == {"broken"}
     last.make()
-    last.shows_at_once()
     last.shows()
     until(lambda: streams(one) == {"healthy"})
     for change in (known, later, last):
@@ -153,7 +151,6 @@ def test_a_mount_that_was_stopped_within_its_lease(new_mount: NewMount, seconds:
     with stopped(other):
         change.make()
         time.sleep(seconds)  # it is the length of the pause that is tried
-    change.shows_at_once()
     change.shows()
     assert len(sessions(one)) == 2
 
@@ -167,7 +164,6 @@ def test_an_oplog_that_does_not_reach_back(new_mount: NewMount, servers: Servers
     with stopped(other):
         change.make()
         forget_history(servers.metadata)
-    change.shows_at_once()
     change.shows()
     assert len(sessions(one)) == 2
     other.sync()
@@ -177,7 +173,6 @@ def test_an_oplog_that_does_not_reach_back(new_mount: NewMount, servers: Servers
     until(again.there.is_dir)
     again.prepare()
     again.make()
-    again.shows_at_once()
     again.shows()
 
 
