@@ -30,6 +30,10 @@ from flakefs.format.hashing import chunk_hash, content_hash_of
 from flakefs.values import ChunkRef
 
 
+UNDECODABLE = (BSONError, IndexError)
+"""A raw document is decoded as it is looked at."""
+
+
 class Flaw(Enum):
     """What is wrong with a copy. The value is its kind among the problems that fsck names (tools.problems)."""
 
@@ -49,7 +53,11 @@ class Verdict(NamedTuple):
 
 def verify(document: Mapping[str, Any], ref: ChunkRef) -> Verdict:
     """What *document* is worth as a copy of the chunk *ref*. Decodes and hashes: for worker threads."""
-    verdict = _verdict({**document, "h": ref.hash}, partial(decode, length=ref.length))
+    try:
+        by_ref = {**document, "h": ref.hash}
+    except UNDECODABLE as error:
+        return _undecodable(error)
+    verdict = _verdict(by_ref, partial(decode, length=ref.length))
     label = document.get("h")
     if verdict.content is not None and not (isinstance(label, bytes) and bytes(label) == ref.hash):
         said = label.hex() if isinstance(label, bytes) and label else "without"
@@ -71,8 +79,12 @@ def _verdict(document: Mapping[str, Any], decoded: Callable[[str, bytes], bytes]
         content = decoded(chunk.codec, chunk.data)
     except (ChunkCorrupt, Damaged) as error:
         return Verdict(flaw=Flaw.CONTENT, said=str(error))
-    except (BSONError, IndexError) as error:  # a raw document is decoded as it is looked at
-        return Verdict(flaw=Flaw.CONTENT, said=f"the document cannot be decoded ({error})")
+    except UNDECODABLE as error:
+        return _undecodable(error)
     if chunk_hash(content) != content_hash_of(chunk.hash):
         return Verdict(flaw=Flaw.CONTENT, said="it holds other bytes than its hash says")
     return Verdict(content)
+
+
+def _undecodable(error: Exception) -> Verdict:
+    return Verdict(flaw=Flaw.CONTENT, said=f"the document cannot be decoded ({error})")

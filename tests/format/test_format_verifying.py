@@ -94,7 +94,8 @@ def test_any_document_gets_a_verdict(changes: dict[str, Any], codec: str) -> Non
 
 def test_bytes_that_are_no_document() -> None:
     """VF2: whichever byte of a raw one is broken."""
-    good = bson.encode(copy_of(os.urandom(20)))
+    content = os.urandom(20)
+    good, ref, undecodable = bson.encode(copy_of(content)), ref_of(content), 0
     for at in range(4, len(good)):  # before them lies the length by which the driver cuts documents out of an answer
         raw = bytearray(good)
         raw[at] ^= 0x80
@@ -104,6 +105,10 @@ def test_bytes_that_are_no_document() -> None:
             continue  # the driver does not hand it out
         verdict = verify_by_label(document, 1 << 20)
         assert verdict.content is None or content_hash_of(bytes(document["h"])) == chunk_hash(verdict.content)
+        by_ref = verify(document, ref)
+        assert by_ref.content is None or bytes(by_ref.content) == content
+        undecodable += "cannot be decoded" in by_ref.said
+    assert undecodable
 
 
 @pytest.mark.parametrize("field", ["h", "d"])
