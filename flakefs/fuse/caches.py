@@ -17,9 +17,11 @@ Invariants
         writes and nothing is still to be dropped.
     K6  In shared mode the kernel knows no older size of a file than open() found. Dropping attributes alone waits for
         no request, so an open() may wait for it.
-    K7  An open() by a name that has gone elsewhere, and that the kernel is still to forget or forgot a moment ago (the
-        request may be older), is refused once, with NotMeant: the kernel looks the name up again, and opens what it
-        leads to now.
+    K7  An open() or truncate() by a name that has gone elsewhere, and that the kernel is still to forget or forgot a
+        moment ago (the request may be older), is refused once, with NotMeant: the kernel looks the name up again, and
+        takes what it leads to now. That holds for every name that the kernel was given while shared (the last
+        TOLD_MAX), also when everything is dropped, and not for files with further hard links: each of their names may
+        be meant.
 
 Concurrency
     Trio task only, but for the functions that call the kernel. The order is right without a lock: an answer that was
@@ -36,16 +38,17 @@ import errno
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import TypeVar
 
 import pyfuse3
 import trio
-from cachetools import LRUCache, TTLCache
+from cachetools import LRUCache
 
+from flakefs.errors import NotMeant
 from flakefs.fuse.options import FuseOptions
-from flakefs.fuse.told import Place, Told
+from flakefs.fuse.told import Asked, Leaving, Place, Told
 from flakefs.namespace import Inode, Namespace
 
 log = logging.getLogger(__name__)
@@ -55,8 +58,6 @@ PENDING_MAX = 50_000
 BATCH = 1_000
 WRITTEN_DOWN_MAX = 100_000
 SEEN_MAX = 20_000
-ON_ITS_WAY_SECONDS = 1.0
-"""No request by a name takes longer to get here after the kernel has forgotten the name."""
 LOOKED_UP_MAX = 1_000
 """Folders that are looked up again after everything was dropped."""
 NORMAL = (errno.ENOENT, errno.ENOTDIR, errno.ENOTEMPTY, errno.EBUSY)
@@ -91,8 +92,7 @@ class KernelCaches:
         self._written_down: dict[Place, None] = {}  # K4, in the order in which they were given
         self._seen: LRUCache[int, tuple[int, int, int]] = LRUCache(SEEN_MAX)  # K5
         self.told = Told()  # in shared mode
-        self._leaving: dict[int, Place] = {}  # names that are being dropped, by what the kernel takes them for (K7)
-        self._left: TTLCache[int, Place] = TTLCache(SEEN_MAX, ON_ITS_WAY_SECONDS)  # that were
+        self._leaving = Leaving()  # K7
         self._wake_inodes = trio.Event()
         self._wake_names = trio.Event()
         self.dropped_inodes = self.dropped_names = self.dropped_all = 0
@@ -113,7 +113,7 @@ class KernelCaches:
             self._written_down.pop((parent, name), None)
             ino = self.told.forget((parent, name))
             if ino:
-                self._leaving[ino] = (parent, name)
+                self._leaving.add((parent, name), ino)
             self._names[parent, name] = None
             self._wake_names.set()
             if len(self._names) > PENDING_MAX:
@@ -123,7 +123,8 @@ class KernelCaches:
         self._all = True
         self._asked += 1
         self._seen.clear()
-        self.told.clear()
+        for place, ino in self.told.clear():
+            self._leaving.add(place, ino)
         self._wake_names.set()
 
     # -- for the handlers --
@@ -137,6 +138,8 @@ class KernelCaches:
         """The kernel is given this name, None: that there is no such name (K4)."""
         if self._ns.shared:
             self.told.given((parent, name), inode)
+        elif not self.told.empty:  # what is changed while alone is not noted
+            self.told.clear()
         if parent == ROOT or (inode is not None and (inode.parent != parent or inode.name != name)):
             written_down = self._written_down
             written_down[parent, name] = None
@@ -172,13 +175,28 @@ class KernelCaches:
         other = self.told.other_name(place, inode)
         if other is not None:
             self.drop_entry(*other)
-        return self._leaving.get(inode.ino, place) != place
+        return self._leaving.holds(inode.ino, place)
 
-    def misled(self, ino: int) -> bool:
-        """K7: does the kernel still take a name for this inode that it does not have any more?"""
-        place = self._leaving.get(ino) or (self._left.get(ino) if self._left else None)
-        inode = self._known(ino) if place is not None else None
-        return inode is not None and inode.nlink <= 1 and place != (inode.parent, inode.name)
+    @property
+    def forgetting(self) -> bool:
+        """May any name mislead?"""
+        return bool(self._leaving.names)
+
+    def misled(self, inode: Inode) -> bool:
+        """K7: may the kernel still take a name for this inode that it does not have any more?"""
+        if inode.nlink > 1:
+            return False
+        place = (inode.parent, inode.name)
+        return self._leaving.misleads(inode.ino, place) or self.told.other_name(place, inode) is not None
+
+    async def refused_once(self, asked: Asked, call: Callable[[bool], Awaitable[T]]) -> T:
+        """TO2: *call* is told whether it may not raise NotMeant."""
+        again = self.told.is_repeated(asked)
+        try:
+            return await call(again)
+        except NotMeant:
+            self.told.refused(asked)
+            raise
 
     # -- tasks --
 
@@ -208,10 +226,8 @@ class KernelCaches:
                 batch, self._names = self._names, {}
                 self.dropped_names += len(batch)
                 await self._tell(_drop_name, list(batch))
-                if self._leaving:
-                    done = batch.keys() - self._names.keys()
-                    self._left.update((ino, place) for ino, place in self._leaving.items() if place in done)
-                    self._leaving = {ino: place for ino, place in self._leaving.items() if place not in done}
+                if self._leaving.names:
+                    self._leaving.dropped(self._names, batch)
 
     async def _drop_everything(self) -> None:
         """K3."""
@@ -230,8 +246,7 @@ class KernelCaches:
                 await self._tell(_drop_inode, [(ino, inode is None or inode.map is not None) for ino, inode in batch])
             await self._tell(_drop_inode, [(ROOT, False)])
         self._all = False
-        self._left.update(self._leaving)
-        self._leaving = {}
+        self._leaving.dropped(self._names)
         await self._look_up_again(held)
 
     async def _look_up_again(self, held: list[int]) -> None:

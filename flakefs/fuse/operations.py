@@ -27,6 +27,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 
 from pyfuse3 import (
     RENAME_EXCHANGE,
@@ -113,13 +114,16 @@ class Operations(Handlers):
 
     @answered
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
-        inode = await self._fs.lookup(parent_inode, name, fresh=self._caches.told.is_repeating(ctx.pid))
+        fresh = self._caches.told.is_repeating(ctx.pid)
+        inode = await self._fs.lookup(parent_inode, name, fresh=fresh)
         if inode is not None:
             place = (parent_inode, name)
             if not (self._ns.shared and self._caches.has_older_name(place, inode)):
                 return self._given(parent_inode, name, inode)
             self._given(parent_inode, name, inode)
             return self._passing(inode)
+        if fresh:
+            self._caches.told.found_nothing(ctx.pid)
         if not self._caches.quiet:
             return self._missing_now
         self._caches.given(parent_inode, name, None)
@@ -159,6 +163,7 @@ class Operations(Handlers):
     @answered
     async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         await self._fs.rmdir(parent_inode, name)
+        self._caches.told.forget((parent_inode, name))
 
     @answered
     async def rename(
@@ -174,23 +179,24 @@ class Operations(Handlers):
             raise FUSEError(errno.EINVAL)
         old, new, exchange = (parent_inode_old, name_old), (parent_inode_new, name_new), bool(flags & RENAME_EXCHANGE)
         noreplace = bool(flags & RENAME_NOREPLACE)
+        told = self._caches.told
         if not self._ns.shared:
             await self._fs.rename(*old, *new, noreplace=noreplace, exchange=exchange)
+            told.clear()  # what is changed while alone is not noted
             return
-        told = self._caches.told
-        asked = (ctx.pid, old, new, flags)
-        again = told.is_repeated(asked)
+        agreed = False
 
-        def meant(source: Inode, target: Inode | None) -> bool:
-            return again or (told.agrees(old, source) and (not exchange or told.agrees(new, target)))
+        async def rename(again: bool) -> None:
+            def meant(source: Inode, target: Inode | None) -> bool:
+                nonlocal agreed
+                agreed = told.agrees(old, source) and (not exchange or told.agrees(new, target))
+                return again or agreed
 
-        try:
             await self._fs.rename(*old, *new, noreplace=noreplace, exchange=exchange, meant=meant)
-        except NotMeant:
-            told.refused(asked)
-            raise
+
+        await self._caches.refused_once((ctx.pid, old, new, flags), rename)
         told.moved(old, new, exchange=exchange)
-        if again:  # it may have moved something else
+        if not agreed:  # it may have moved something else
             self._caches.drop_entry(*new)
             if exchange:
                 self._caches.drop_entry(*old)
@@ -221,6 +227,8 @@ class Operations(Handlers):
             atime,
             mtime,
         )
+        if self._ns.shared and fh is None and fields.update_size:  # truncate(2): it looks again, fchmod(2) would not
+            await self._caches.refused_once(ctx.pid, partial(self._check_name, inode, reread=True))
         return self._entry(await self._fs.setattr(inode, changes, caller(ctx)))
 
     @answered
@@ -270,16 +278,22 @@ class Operations(Handlers):
 
     @answered
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
-        told = self._caches.told
-        again = told.is_repeated(ctx.pid)
-        try:
-            if not again and self._caches.misled(inode):
-                raise NotMeant(f"the name by which inode {inode} was found leads elsewhere by now")
-            handle = await self._fs.open(inode, flags, named=not again)
-        except NotMeant:
-            told.refused(ctx.pid)
-            raise
+        if self._ns.shared or self._caches.forgetting:
+            handle = await self._caches.refused_once(ctx.pid, partial(self._open_meant, inode, flags))
+        else:
+            handle = await self._fs.open(inode, flags)
         return self._opened(handle, inode, flags, await self._caches.opened(inode))
+
+    async def _open_meant(self, ino: int, flags: int, again: bool) -> int:
+        await self._check_name(ino, again)
+        return await self._fs.open(ino, flags, named=not again)
+
+    async def _check_name(self, ino: int, again: bool, *, reread: bool = False) -> None:
+        """K7: NotMeant, but not *again*, when the kernel may take another name for it than the one that it has."""
+        if not again:
+            known = await self._ns.reread(ino) if reread else self._ns.known(ino) or await self._fs.inode(ino)
+            if self._caches.misled(known):
+                raise NotMeant(f"the name by which inode {ino} was found leads elsewhere by now")
 
     @answered
     async def create(

@@ -10,7 +10,8 @@ Invariants
          told to forget it. What is not known is not affirmed.
     TO2  A rename that is refused for that is refused once: with ESTALE the kernel looks all names up again and repeats
          the call. The second time it is done, and the kernel is to forget the names afterwards. So is the open() of a
-         file by a name that has gone elsewhere.
+         file by a name that has gone elsewhere. A repeat that finds no file to open uses the mark up. Callers that
+         cannot be told apart (thread 0: outside the mount's namespace of processes) are never refused.
     TO3  The look-ups of a call that is repeated are answered by the store: memory may have heard of a part only.
     TO4  A name that another mount took away from a file with one name is noticed when the kernel is given the new one,
          and dropped at once, before there is news of it: until then the kernel says by itself that a rename between
@@ -26,6 +27,9 @@ Not here
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Container, Iterable
+from math import inf
 from time import monotonic
 
 from cachetools import LRUCache
@@ -35,8 +39,12 @@ from flakefs.namespace import Inode
 TOLD_MAX = 20_000
 """Of a name that is not remembered any more a rename takes one more question."""
 REPEATED_MAX = 1_000
-REPEAT_SECONDS = 5.0
-"""The kernel repeats a call at once, unless a look-up before it fails."""
+REPEAT_SECONDS = 60.0
+"""The kernel repeats a call at once, but its look-ups wait while a server is away."""
+LOOKING_SECONDS = 5.0
+"""A thread that looks something up later than this has given the call up."""
+ON_ITS_WAY_SECONDS = 1.0
+"""No request by a name takes longer to get here after the kernel has forgotten the name."""
 
 Place = tuple[int, bytes]
 """(folder, name)"""
@@ -52,9 +60,11 @@ class Told:
         self._places: LRUCache[int, Place] = LRUCache(TOLD_MAX)  # of each inode the name that was told last
         self._refused: LRUCache[Asked, float] = LRUCache(REPEATED_MAX)  # TO2: when
         self._repeating: LRUCache[int, float] = LRUCache(REPEATED_MAX)  # TO3: threads, since when
+        self.empty = True
 
     def given(self, place: Place, inode: Inode | None) -> None:
         """The kernel is told that the name leads to *inode*, None: nowhere."""
+        self.empty = False
         self._inos[place] = inode.ino if inode is not None else 0
         if inode is not None:
             self._places[inode.ino] = place
@@ -63,9 +73,13 @@ class Told:
         """What the kernel was told that the name leads to; 0: nowhere, or that is not remembered."""
         return self._inos.pop(place, 0)
 
-    def clear(self) -> None:
-        self._inos.clear()
-        self._places.clear()
+    def clear(self) -> list[tuple[Place, int]]:
+        """Forget what the kernel was told: the names that lead somewhere, and where."""
+        if self.empty:
+            return []
+        known = [(place, ino) for place, ino in self._inos.items() if ino]
+        self._inos, self._places, self.empty = LRUCache(TOLD_MAX), LRUCache(TOLD_MAX), True
+        return known
 
     def other_name(self, place: Place, inode: Inode) -> Place | None:
         """Another name that the kernel takes for this inode, too (TO4)."""
@@ -77,33 +91,84 @@ class Told:
         return self._inos.get(place) == (inode.ino if inode is not None else 0)
 
     def is_repeated(self, asked: Asked) -> bool:
-        """TO2: was the same refused just now?"""
+        """TO2: was the same refused just now, or must it not be?"""
+        thread = _thread(asked)
+        if not thread:
+            return True
         if not self._refused:
             return False
         when = self._refused.pop(asked, None)
-        self._repeating.pop(_thread(asked), None)
+        self._repeating.pop(thread, None)
         return when is not None and monotonic() < when + REPEAT_SECONDS
 
     def refused(self, asked: Asked) -> None:
         self._refused[asked] = self._repeating[_thread(asked)] = monotonic()
+
+    def found_nothing(self, thread: int) -> None:
+        """What the thread looked up for a call that is repeated is not there: there will be no open()."""
+        if self._refused.pop(thread, None) is not None:
+            self._repeating.pop(thread, None)
 
     def is_repeating(self, thread: int) -> bool:
         """TO3: does the thread look names up for a call that is repeated?"""
         if not self._repeating:
             return False
         when = self._repeating.get(thread)
-        return when is not None and monotonic() < when + REPEAT_SECONDS
+        return when is not None and monotonic() < when + LOOKING_SECONDS
 
     def moved(self, old: Place, new: Place, *, exchange: bool) -> None:
         """The kernel has moved its entry, or exchanged two."""
         inos = self._inos
         one, other = inos.pop(old, None), inos.pop(new, None)
-        if one is not None:
+        if one:  # 0: it was told that there is none, so what it moves it has from elsewhere
             inos[new] = one
             self._places[one] = new
-        if exchange and other is not None:
+        if exchange and other:
             inos[old] = other
             self._places[other] = old
+
+
+class Leaving:
+    """Names that the kernel is being made to forget, and those that it has just forgotten: a request by one may be on
+    its way. By the inodes that it takes them for; several each, for one may be followed from name to name.
+    """
+
+    def __init__(self) -> None:
+        self.names: dict[int, dict[Place, float]] = {}  # until when a request may come; empty: nothing to ask for
+        self._pending: dict[Place, set[int]] = {}
+        self._gone: deque[tuple[float, int, Place]] = deque()  # in the order in which they may be taken out of names
+
+    def add(self, place: Place, ino: int) -> None:
+        self.names.setdefault(ino, {})[place] = inf
+        self._pending.setdefault(place, set()).add(ino)
+
+    def dropped(self, except_for: Container[Place], places: Iterable[Place] | None = None) -> None:
+        """The kernel has forgotten these names, None: all, but for those that are to be dropped again."""
+        self._clean()
+        until = monotonic() + ON_ITS_WAY_SECONDS
+        for place in list(self._pending if places is None else places):
+            if place not in except_for:
+                for ino in self._pending.pop(place, ()):
+                    self.names[ino][place] = until
+                    self._gone.append((until, ino, place))
+
+    def misleads(self, ino: int, place: Place) -> bool:
+        """May the kernel take another name than this for the inode?"""
+        self._clean()
+        return any(other != place for other in self.names.get(ino, ()))
+
+    def holds(self, ino: int, place: Place) -> bool:
+        """Does the kernel take another name than this for the inode, as far as we know?"""
+        return any(other != place and until == inf for other, until in self.names.get(ino, {}).items())
+
+    def _clean(self) -> None:
+        now, gone, names = monotonic(), self._gone, self.names
+        while gone and gone[0][0] < now:
+            until, ino, place = gone.popleft()
+            if names.get(ino, {}).get(place) == until:
+                del names[ino][place]
+                if not names[ino]:
+                    del names[ino]
 
 
 def _thread(asked: Asked) -> int:

@@ -1,14 +1,20 @@
-"""What fuse.caches remembers and decides, without a kernel (K1, K2, K4, K5)."""
+"""What fuse.caches remembers and decides, and what is answered for it, without a kernel (K1, K2, K4, K5, K7)."""
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import trio
+from pyfuse3 import FUSEError
 
-from flakefs.fuse import FuseOptions, caches
+from flakefs.errors import NotMeant
+from flakefs.fuse import FuseOptions, caches, told
 from flakefs.fuse.caches import ROOT, KernelCaches
+from flakefs.fuse.operations import Operations
 
 
 class Space:
@@ -25,6 +31,7 @@ class Space:
     def add(self, ino: int, parent: int = 9, name: bytes = b"n") -> Any:
         self.held[ino] = 1
         inode = SimpleNamespace(ino=ino, parent=parent, name=name, version=1, mtime=0, size=0, nlink=1)
+        inode.map = inode.entries = None
         self.inodes[ino] = inode
         return inode
 
@@ -135,3 +142,232 @@ async def test_k6_an_open_of_what_others_changed_forgets_its_size(
     space.shared = False
     await kernel.opened(5)
     assert len(told) == 2
+
+
+# -- K7 --
+
+
+async def forgotten(kernel: KernelCaches, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel has been told everything that waits."""
+    monkeypatch.setattr(caches, "_drop_inode", lambda item: None)
+    monkeypatch.setattr(caches, "_drop_name", lambda item: None)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(kernel.run)
+        while kernel._all or kernel._names or kernel._at_work:  # noqa: ASYNC110  # there is no event for it
+            await trio.sleep(0.001)
+        nursery.cancel_scope.cancel()
+
+
+async def test_k7_every_name_that_is_still_to_be_forgotten_misleads(space: Space, kernel: KernelCaches) -> None:
+    """The new name is dropped, too, when it was asked for before the news came."""
+    inode = space.add(5, ROOT, b"new")
+    kernel.given(ROOT, b"old", inode)
+    assert not kernel.forgetting
+    kernel.given(ROOT, b"new", inode)
+    kernel.drop_entry(ROOT, b"old")
+    kernel.drop_entry(ROOT, b"new")
+    assert kernel.forgetting
+    assert kernel.misled(inode)
+    inode.nlink = 2
+    assert not kernel.misled(inode)
+    inode.nlink, inode.name = 1, b"third"
+    assert kernel.misled(inode)
+
+
+async def test_k7_the_right_name_may_be_dropped(space: Space, kernel: KernelCaches) -> None:
+    inode = space.add(5, ROOT, b"n")
+    kernel.given(ROOT, b"n", inode)
+    kernel.drop_entry(ROOT, b"n")
+    assert not kernel.misled(inode)
+
+
+async def test_k7_a_name_misleads_that_nobody_has_heard_of(space: Space, kernel: KernelCaches) -> None:
+    """The inode was read again and has another name: the news is still to come."""
+    inode = space.add(5, ROOT, b"old")
+    kernel.given(ROOT, b"old", inode)
+    assert not kernel.misled(inode)
+    inode.name = b"new"
+    assert kernel.misled(inode)
+    kernel.given(ROOT, b"new", inode)
+    assert not kernel.misled(inode)
+
+
+async def test_k7_when_everything_is_dropped_every_name_may_mislead(
+    space: Space, kernel: KernelCaches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inode, other = space.add(5, ROOT, b"old"), space.add(6, ROOT, b"other")
+    kernel.given(ROOT, b"old", inode)
+    kernel.given(ROOT, b"other", other)
+    kernel.drop_all()
+    inode.name = b"new"
+    assert kernel.misled(inode)
+    assert not kernel.misled(other)
+    await forgotten(kernel, monkeypatch)
+    assert kernel.misled(inode), "a request may be on its way"
+    now = told.monotonic()
+    monkeypatch.setattr(told, "monotonic", lambda: now + told.ON_ITS_WAY_SECONDS + 0.1)
+    assert not kernel.misled(inode)
+    assert not kernel.forgetting
+
+
+async def test_k7_a_name_that_is_dropped_again_meanwhile_is_not_forgotten(
+    space: Space, kernel: KernelCaches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inode = space.add(5, ROOT, b"new")
+    kernel.given(ROOT, b"old", inode)
+    kernel._leaving.add((ROOT, b"late"), 5)
+    kernel._leaving.dropped({(ROOT, b"late"): None})
+    now = told.monotonic()
+    monkeypatch.setattr(told, "monotonic", lambda: now + 100.0)
+    assert kernel.misled(inode)
+    kernel._leaving.dropped({})
+    monkeypatch.setattr(told, "monotonic", lambda: now + 200.0)
+    kernel.given(ROOT, b"new", inode)
+    assert not kernel.misled(inode)
+
+
+async def test_k7_names_of_before_it_was_alone_are_not_believed(space: Space, kernel: KernelCaches) -> None:
+    """TO1: what is changed while alone is not noted."""
+    inode = space.add(5, ROOT, b"n")
+    kernel.given(ROOT, b"n", inode)
+    assert kernel.told.agrees((ROOT, b"n"), inode)
+    space.shared = False
+    kernel.given(ROOT, b"n", space.add(6, ROOT, b"n"))
+    assert kernel.told.empty
+    space.shared = True
+    assert not kernel.told.agrees((ROOT, b"n"), inode)
+
+
+class Files:
+    """As much of a FileSystem as is asked."""
+
+    chunk_size = 1 << 20
+
+    def __init__(self, space: Space) -> None:
+        self.ns = space
+        self.asked: list[bool] = []  # at each open: named?
+        self.there = True
+        self.fresh: list[bool] = []  # at each look-up
+        self.meant: list[bool] = []  # at each rename
+
+    async def inode(self, ino: int) -> Any:
+        return self.ns.add(ino, ROOT, b"new")  # it was not in memory
+
+    async def open(self, ino: int, flags: int, *, named: bool = False) -> int:
+        self.asked.append(named)
+        return 77
+
+    async def lookup(self, parent: int, name: bytes, *, fresh: bool) -> Any:
+        self.fresh.append(fresh)
+
+    async def rename(self, *places: object, meant: Callable[..., bool], **options: bool) -> None:
+        self.meant.append(meant(self.ns.inodes[5], None))
+        if not self.meant[-1]:
+            raise NotMeant("elsewhere")
+
+
+def context(pid: int) -> Any:
+    return SimpleNamespace(pid=pid)
+
+
+@pytest.fixture
+async def files(space: Space) -> Files:
+    return Files(space)
+
+
+@pytest.fixture
+async def operations(files: Files, kernel: KernelCaches) -> Operations:
+    return Operations(files, FuseOptions(), kernel)  # type: ignore[arg-type]
+
+
+async def refused(call: Awaitable[object]) -> None:
+    with pytest.raises(FUSEError) as raised:
+        await call
+    assert raised.value.errno == errno.ESTALE
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_k7_an_open_is_refused_once(
+    operations: Operations,
+    kernel: KernelCaches,
+    files: Files,
+    space: Space,
+    monkeypatch: pytest.MonkeyPatch,
+    known: bool,
+) -> None:
+    """Also when the inode is not in memory."""
+    monkeypatch.setattr(caches, "_drop_inode", lambda item: None)
+    inode = space.add(5, ROOT, b"new")
+    kernel.given(ROOT, b"old", inode)
+    kernel.drop_entry(ROOT, b"old")
+    if not known:
+        del space.inodes[5]
+    await refused(operations.open(5, 0, context(7)))
+    await refused(operations.open(5, 0, context(8)))
+    assert not files.asked
+    for pid in (7, 8):
+        assert (await operations.open(5, 0, context(pid))).fh == 77
+    assert files.asked == [False, False]
+    await refused(operations.open(5, 0, context(7)))
+
+
+async def test_k7_an_open_of_who_cannot_be_told_apart_is_not_refused(
+    operations: Operations, kernel: KernelCaches, files: Files, space: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TO2: its repeat would not be known, and ESTALE reach the program."""
+    monkeypatch.setattr(caches, "_drop_inode", lambda item: None)
+    inode = space.add(5, ROOT, b"new")
+    kernel.given(ROOT, b"old", inode)
+    kernel.drop_entry(ROOT, b"old")
+    assert (await operations.open(5, 0, context(0))).fh == 77
+    assert files.asked == [False]
+
+
+async def test_to2_a_repeat_that_finds_nothing_is_over(
+    operations: Operations, kernel: KernelCaches, files: Files, space: Space
+) -> None:
+    """The next open() of the thread is another one."""
+    inode = space.add(5, ROOT, b"new")
+    kernel.given(ROOT, b"old", inode)
+    kernel.drop_entry(ROOT, b"old")
+    await refused(operations.open(5, 0, context(7)))
+    for _ in range(2):
+        await operations.lookup(ROOT, b"old", context(7))
+    assert files.fresh == [True, False]
+    await refused(operations.open(5, 0, context(7)))
+
+
+async def test_to2_after_a_rename_that_was_not_meant_names_are_forgotten(
+    operations: Operations, kernel: KernelCaches, files: Files, space: Space
+) -> None:
+    inode = space.add(5, ROOT, b"old")
+    rename = (ROOT, b"old", ROOT, b"new", 0)
+    kernel.given(ROOT, b"old", inode)
+    await operations.rename(*rename, context(7))
+    await operations.rename(ROOT, b"new", ROOT, b"old", 0, context(0))
+    assert files.meant == [True, True]
+    assert not kernel._names
+    kernel.told.forget((ROOT, b"old"))
+    await refused(operations.rename(*rename, context(7)))
+    assert not kernel._names
+    await operations.rename(*rename, context(7))
+    assert list(kernel._names) == [(ROOT, b"new")]
+    kernel._names.clear()
+    await operations.rename(*rename, context(0))
+    assert files.meant[2:] == [False, True, True]
+    assert list(kernel._names) == [(ROOT, b"new")]
+
+
+async def test_to1_a_rename_while_alone_is_not_noted(
+    operations: Operations, kernel: KernelCaches, files: Files, space: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def rename(*places: object, **options: bool) -> None:
+        return None
+
+    monkeypatch.setattr(files, "rename", rename)
+    inode = space.add(5, ROOT, b"old")
+    kernel.given(ROOT, b"old", inode)
+    space.shared = False
+    await operations.rename(ROOT, b"old", ROOT, b"new", 0, context(7))
+    space.shared = True
+    assert not kernel.told.agrees((ROOT, b"old"), inode)

@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from flakefs.fuse import told
 from flakefs.fuse.told import Told
 from flakefs.namespace import Inode
 from flakefs.testing.mounted import Mount, NewMount, new_mount
@@ -122,6 +124,29 @@ def test_a_name_given_away_before_it_was_shared(new_mount: NewMount) -> None:
     assert (other.path / "a").read_text() == "old"
 
 
+@pytest.mark.parametrize("seen", [True, False], ids=["both-names-seen", "one-name-seen"])
+def test_k7_a_file_is_cut_off_by_the_name_that_it_has_now(two: tuple[Mount, Mount], seen: bool) -> None:
+    """truncate(2) by a name that was given to another file. ftruncate(2) means the open one, and is never refused."""
+    one, other = two
+    (one.path / "a").write_text("old")
+    until((other.path / "a").exists)
+    with open(other.path / "a", "r+") as file:
+        assert file.read() == "old"
+        other.signal(signal.SIGSTOP)
+        try:
+            os.rename(one.path / "a", one.path / "b")
+            (one.path / "a").write_text("newer")
+        finally:
+            other.signal(signal.SIGCONT)
+        if seen:
+            assert (other.path / "b").stat().st_size == 3
+        os.truncate(other.path / "a", 1)
+        check(two, {"a": "n", "b": "old"})
+        os.ftruncate(file.fileno(), 2)
+        os.fchmod(file.fileno(), 0o600)
+    check(two, {"a": "n", "b": "ol"})
+
+
 # -- what is remembered for it --
 
 OLD, NEW = (1, b"old"), (1, b"new")
@@ -149,8 +174,19 @@ def test_to1_only_what_the_kernel_was_told_is_affirmed() -> None:
     assert told.agrees(NEW, inode(6))
     told.forget(NEW)
     assert not told.agrees(NEW, inode(6))
-    told.clear()
+    assert told.clear() == [(OLD, 5)]
     assert not told.agrees(OLD, inode(5))
+    assert told.clear() == []
+
+
+def test_to1_a_name_that_was_told_to_lead_nowhere_is_moved_as_an_unknown_one() -> None:
+    told = Told()
+    told.given(OLD, None)
+    told.given(NEW, inode(5))
+    told.moved(OLD, NEW, exchange=True)
+    assert not told.agrees(NEW, None)
+    assert told.agrees(OLD, inode(5))
+    assert told.clear() == [(OLD, 5)]
 
 
 def test_to1_what_was_moved_from_an_unknown_name_is_not_known() -> None:
@@ -168,6 +204,40 @@ def test_to2_a_rename_is_refused_once() -> None:
     assert not told.is_repeated((78, OLD, NEW, 0))
     assert told.is_repeated(rename)
     assert not told.is_repeated(rename)
+
+
+def test_to2_a_repeat_may_wait_for_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(told, "monotonic", lambda: clock.now)
+    memory = Told()
+    memory.refused(77)
+    clock.now = 45.0
+    assert memory.is_repeated(77), "ESTALE would reach the program"
+    memory.refused(77)
+    clock.now += 61.0
+    assert not memory.is_repeated(77)
+
+
+def test_to2_who_cannot_be_told_apart_is_not_refused() -> None:
+    memory = Told()
+    assert memory.is_repeated(0)
+    assert memory.is_repeated((0, OLD, NEW, 0))
+    assert not memory.is_repeating(0)
+
+
+def test_to2_a_repeat_that_finds_nothing_uses_the_mark_up() -> None:
+    memory = Told()
+    memory.refused(77)
+    memory.found_nothing(78)
+    assert memory.is_repeating(77)
+    memory.found_nothing(77)
+    assert not memory.is_repeating(77)
+    assert not memory.is_repeated(77)
+    rename = (77, OLD, NEW, 0)
+    memory.refused(rename)
+    memory.found_nothing(77)  # the new name, as a rule
+    assert memory.is_repeating(77)
+    assert memory.is_repeated(rename)
 
 
 def test_to4_another_name_that_the_kernel_takes_for_the_same_file() -> None:
