@@ -29,7 +29,6 @@ from flakefs.format.documents import read_chunk
 from flakefs.format.hashing import chunk_hash, content_hash_of
 from flakefs.values import ChunkRef
 
-
 UNDECODABLE = (BSONError, IndexError)
 """A raw document is decoded as it is looked at."""
 
