@@ -2,17 +2,20 @@
 
 Invariants
     CL1  now() follows the server's clock as of the last answer, whatever is done to ours meanwhile; before the first
-         answer it is ours.
+         answer it is ours. Where ours was put forward meanwhile it may be ahead, and never behind: what is taken for
+         older than it is stays, what is taken for younger may go.
     CL2  key() differs from a key by our clock only when that is off by more than SLACK_SECONDS, and is as unique.
+    CL3  An answer counts for REFRESH_SECONDS, and no longer when the machine's two clocks, the one that is set and the
+         one that is not, have parted: it was paused, or somebody set the time.
 
 Concurrency
-    Any thread: one value is replaced as a whole. refresh() blocks.
+    Any thread: each value is replaced as a whole. refresh() blocks.
 """
 
 from __future__ import annotations
 
-from contextlib import suppress
 from time import CLOCK_BOOTTIME, clock_gettime, time
+from typing import NamedTuple
 
 from flakefs.errors import FlakeError
 from flakefs.mongo.clients import server_time
@@ -20,31 +23,52 @@ from flakefs.mongo.door import Door
 
 REFRESH_SECONDS = 600.0
 """Meanwhile clocks drift by less than a second."""
+PARTED_SECONDS = 5.0
 SLACK_SECONDS = 30.0
 PATIENCE_SECONDS = 5.0
 """A writer waits."""
+PAUSE_SECONDS = 30.0
+"""After a question without answer."""
+
+
+class _Answer(NamedTuple):
+    server: float
+    unset: float
+    """Seconds since this machine began."""
+    wall: float
+
+    def since(self) -> tuple[float, float]:
+        """Seconds since then, by either clock."""
+        return clock_gettime(CLOCK_BOOTTIME) - self.unset, time() - self.wall
 
 
 class ServerClock:
     def __init__(self, metadata: Door) -> None:
         self._metadata = metadata
-        self._answer: tuple[float, float] | None = None
-        """(seconds since this machine began, server's seconds), at the last answer."""
+        self._answer: _Answer | None = None
+        self._silent_until = 0.0
+        """By the clock that is not set: no question before."""
 
     def refresh(self) -> None:
-        """Ask again when the last answer is old. A server that does not answer is asked the next time."""
-        began = clock_gettime(CLOCK_BOOTTIME)
-        if self._answer is not None and began - self._answer[0] < REFRESH_SECONDS:
+        """Ask again when the last answer does not count any more (CL3)."""
+        if self._answer is not None:
+            unset, wall = self._answer.since()
+            if unset < REFRESH_SECONDS and abs(wall - unset) < PARTED_SECONDS:
+                return
+        began, wall = clock_gettime(CLOCK_BOOTTIME), time()
+        if began < self._silent_until:
             return
-        with suppress(FlakeError):
+        try:
             now = self._metadata.run_sync(lambda: server_time(self._metadata.client), deadline_seconds=PATIENCE_SECONDS)
-            self._answer = began, now.timestamp()
+        except FlakeError:
+            self._silent_until = clock_gettime(CLOCK_BOOTTIME) + PAUSE_SECONDS
+        else:
+            self._answer = _Answer(now.timestamp(), began, wall)
 
     def now(self) -> float:
         if self._answer is None:
             return time()
-        began, server = self._answer
-        return server + clock_gettime(CLOCK_BOOTTIME) - began
+        return self._answer.server + max(self._answer.since())
 
     def key(self, key: bytes) -> bytes:
         """*key*, made just now by our clock, as if made by the server's."""

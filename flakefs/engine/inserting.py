@@ -153,8 +153,7 @@ class Inserter:
                 missing = self._metadata.run_sync(lambda: self._look_up_sync(share))
             except FlakeError as error:
                 return error
-        if missing:
-            self._clock.refresh()
+        self._clock.refresh()  # also when nothing is missing: what was found has an age, too
         for item in missing:
             if item.stored is None:
                 item.data = bytes(item.data)

@@ -54,15 +54,48 @@ def test_cl2_else_it_is_left_alone(ahead: float | None) -> None:
     assert clock(FakeDoor(ahead)).key(key) == key
 
 
-def test_cl1_our_clock_may_be_put_right_or_wrong_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("set_by", [-7200.0, 7200.0])
+def test_cl1_our_clock_may_be_put_right_or_wrong_meanwhile(monkeypatch: pytest.MonkeyPatch, set_by: float) -> None:
+    made = clock(FakeDoor(0.0))
+    monkeypatch.setattr(module, "time", lambda: time.time() + set_by)
+    assert abs(made.now() - time.time() - max(0.0, set_by)) < SLACK_SECONDS, "perhaps ahead, never behind"
+    made.refresh()
+    assert abs(made.now() - time.time()) < SLACK_SECONDS
+
+
+def test_cl3_an_answer_is_asked_for_again_when_it_is_old(monkeypatch: pytest.MonkeyPatch) -> None:
     door = FakeDoor(0.0)
     made = clock(door)
-    monkeypatch.setattr(module, "time", lambda: time.time() - 7200)
-    assert abs(made.now() - time.time()) < SLACK_SECONDS
     made.refresh()
     assert door.asked == 1, "the answer is young"
-    door.ahead = None
     monkeypatch.setattr(module, "REFRESH_SECONDS", 0.0)
     made.refresh()
     assert door.asked == 2
-    assert abs(made.now() - time.time()) < SLACK_SECONDS, "the last answer counts"
+
+
+def test_cl3_and_after_a_pause_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing but the clock that is set has noticed it."""
+    door = FakeDoor(0.0)
+    made = clock(door)
+    door.ahead = 7200.0
+    monkeypatch.setattr(module, "time", lambda: time.time() + 7200)
+    for _ in range(2):
+        made.refresh()
+        assert door.asked == 2, "once"
+        assert abs(made.now() - time.time() - 7200) < SLACK_SECONDS
+
+
+def test_a_server_that_is_silent_is_not_asked_by_every_writer(monkeypatch: pytest.MonkeyPatch) -> None:
+    door = FakeDoor(7200.0)
+    made = clock(door)
+    door.ahead = None
+    monkeypatch.setattr(module, "REFRESH_SECONDS", 0.0)
+    for _ in range(3):
+        made.refresh()
+    assert door.asked == 2
+    assert abs(made.now() - time.time() - 7200) < SLACK_SECONDS, "the last answer counts"
+    monkeypatch.setattr(made, "_silent_until", 0.0)
+    door.ahead = 0.0
+    made.refresh()
+    assert door.asked == 3
+    assert abs(made.now() - time.time()) < SLACK_SECONDS

@@ -217,3 +217,28 @@ async def test_what_a_mount_holds_is_old_when_the_server_says_so(
             assert await slow.read(b"c") == CONTENT
         finally:
             monkeypatch.undo()
+
+
+async def test_what_a_mount_only_found_is_old_when_the_server_says_so(
+    new_fresh: NewFresh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TA5: also where it has stored nothing itself that made it ask for the time."""
+    fresh = new_fresh(namespace=QUICK)
+    with monkeypatch.context() as before:
+        before.setattr("flakefs.engine.inserting.ObjectId", partial(aged, 2 * HOUR))
+        async with fresh.open() as stack:
+            await put(stack.fs, b"kept", CONTENT)
+    shift(monkeypatch, -3 * HOUR)
+    async with fresh.open(kind="mount") as stack:
+        slow = Slow(stack, fresh, monkeypatch)
+        try:
+            await slow.write(b"a")
+            assert stack.fs.engine.statistics().stored_chunks == 0, "it was found"
+            await stack.fs.unlink(ROOT_INO, b"kept")
+            await slow.commit()
+            await trio.to_thread.run_sync(slow.leak)
+            freed = await held_meanwhile(slow)
+            assert (freed.chunks, freed.held) == (1, 0)
+            assert await slow.read(b"c") == CONTENT
+        finally:
+            monkeypatch.undo()
