@@ -1,4 +1,4 @@
-"""Commands over one connection: the same meaning, the same errors, one connection (PI1)."""
+"""Commands over one connection: the same meaning, the same errors, one connection (PI1, PI2)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStart
 
 from flakefs.errors import Conflict
 from flakefs.format.documents import Document
+from flakefs.mongo import pinned
 from flakefs.mongo.pinned import one_connection
 from flakefs.testing.servers import Servers
 
@@ -42,9 +43,40 @@ def heard() -> Connections:
     return Connections()
 
 
+class Missing:
+    """A method that pymongo has not got."""
+
+    def __get__(self, instance: object, owner: type) -> Any:
+        raise AttributeError
+
+
+class Without(MongoClient[Document]):
+    _conn_for_writes = Missing()  # type: ignore[assignment]
+
+
+class Changed(MongoClient[Document]):
+    def _conn_for_writes(self, session: object, operation: str, more: object) -> Any:  # type: ignore[override]
+        raise NotImplementedError
+
+
+WAYS: dict[str, tuple[type[MongoClient[Document]], dict[str, Any]]] = {
+    "pinned": (MongoClient, {}),
+    "without": (Without, {}),
+    "changed": (Changed, {}),
+    "single": (MongoClient, {"maxPoolSize": 1, "waitQueueTimeoutMS": 1000}),
+}
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest) -> str:
+    """One connection, or one for each command because pymongo has another inside, or because there is but one (PI2)."""
+    return str(request.param)
+
+
 @pytest.fixture
-def client(servers: Servers, heard: Connections) -> Iterator[MongoClient[Document]]:
-    with MongoClient[Document](servers.metadata_uri, event_listeners=[heard]) as client:
+def client(servers: Servers, heard: Connections, way: str) -> Iterator[MongoClient[Document]]:
+    kind, options = WAYS[way]
+    with kind(servers.metadata_uri, event_listeners=[heard], **options) as client:
         yield client
 
 
@@ -53,7 +85,7 @@ def insert(number: int) -> dict[str, Any]:
 
 
 def test_a_transaction_is_committed_as_a_whole(
-    client: MongoClient[Document], heard: Connections, database: str
+    client: MongoClient[Document], heard: Connections, database: str, way: str
 ) -> None:
     things = client[database].things
     with client.start_session() as session:
@@ -65,7 +97,8 @@ def test_a_transaction_is_committed_as_a_whole(
             assert command(insert(2))["n"] == 1
         session.commit_transaction()
     assert {document["_id"] for document in things.find()} == {1, 2}
-    assert len(set(heard.of["insert"])) == 1
+    if way in ("pinned", "single"):
+        assert len(set(heard.of["insert"])) == 1
 
 
 def test_what_is_aborted_inside_is_gone(client: MongoClient[Document], database: str) -> None:
@@ -123,3 +156,20 @@ def test_a_connection_of_which_nobody_knows_what_comes_next_is_not_used_again(pr
         assert {document["_id"] for document in things.find()} == {1, 3}
     first, _, last = heard.of["insert"]
     assert first != last
+
+
+def test_the_driver_that_is_installed_has_what_is_used(client: MongoClient[Document], way: str) -> None:
+    """Else every commit would be slower, and nobody would notice."""
+    assert pinned._as_expected(client) == (way in ("pinned", "single"))
+
+
+def test_a_driver_whose_connections_are_others(
+    client: MongoClient[Document], database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pinned, "Connection", None)
+    with client.start_session() as session:
+        session.start_transaction()
+        with one_connection(session, database) as command:
+            assert command(insert(1))["n"] == 1
+        session.commit_transaction()
+    assert client[database].things.find_one() == {"_id": 1}
