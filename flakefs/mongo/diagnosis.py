@@ -110,7 +110,10 @@ def why_not_usable(where: str, options: Mapping[str, str], error: Exception) -> 
     text = str(error)
     for option in ("tlsCAFile", "tlsCertificateKeyFile", "tlsCRLFile"):
         name = options.get(option.lower())
-        if name is not None and f"The {option.lower()} file is not readable" in text:
+        if name is None:
+            continue
+        # older drivers pass the error of open()
+        if f"The {option.lower()} file is not readable" in text or getattr(error, "filename", None) == name:
             return f"the file {name}, which {where} names ({option}), cannot be read: put it there on this machine"
     if isinstance(error, ssl.SSLError):
         names = [options[key] for key in ("tlscafile", "tlscertificatekeyfile", "tlscrlfile") if options.get(key)]
