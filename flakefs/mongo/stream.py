@@ -59,10 +59,10 @@ log = logging.getLogger(__name__)
 SILENCE_SECONDS = 3.0
 AWAIT_SECONDS = 1.0
 """After so long without a change the server sends an empty answer."""
-GATHER_SECONDS = 0.01
+GATHER_SECONDS = 0.02
 """While changes come thick, they are fetched at most so often: every question costs this process, and a question that
 waits costs the server something at each commit of anybody (all of it together half of what a commit costs)."""
-THICK_SECONDS = 0.02
+THICK_SECONDS = 0.04
 OPEN_SECONDS = 5.0
 CLOSE_SECONDS = 1.0
 QUEUE_MAX = 10_000
