@@ -1,4 +1,4 @@
-"""The commands of one transaction over one connection.
+"""The commands of one transaction over one connection, and giving it up.
 
 Purpose
     pymongo chooses a server, takes a connection from its pool and puts it back for each command; that is about half of
@@ -10,30 +10,37 @@ Invariants
     PI1  What a command means does not change: session, transaction, deadline and errors are pymongo's own, and an error
          on the way tells pymongo what it tells it otherwise. Only its second attempt at choosing a server is missing.
     PI2  Nobody waits for the connection he holds: a pool of a single one is not drained by it.
+    PI3  abort() is sent also when the deadline of the call is over (pymongo then sends nothing, and the server would
+         keep the transaction's locks for a minute), and takes at most ABORT_SECONDS.
 
 Concurrency
     Synchronous, inside a door's call. The connection belongs to the caller until the block ends; other commands of the
     same session may use others meanwhile. At most one block at a time for each client (PI2).
 
 Not here
-    Beginning and ending transactions (namespace.commit).
+    Beginning and committing transactions (namespace.commit).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from contextvars import Context
 from functools import cache, partial
 from inspect import signature
 from typing import Any
 
+import pymongo
 from pymongo import MongoClient
 from pymongo.client_session import ClientSession
+from pymongo.errors import PyMongoError
 
 try:
     from pymongo.synchronous.pool import Connection
 except ImportError:
     Connection = None  # type: ignore[misc, assignment]
+
+ABORT_SECONDS = 2.0
 
 Command = Callable[[dict[str, Any]], dict[str, Any]]
 """A command document -> the reply; raises what Database.command() does."""
@@ -48,6 +55,19 @@ def one_connection(session: ClientSession, database: str) -> Iterator[Command]:
         return
     with client._conn_for_writes(session, "transaction") as connection:
         yield partial(connection.command, database, session=session, client=client)
+
+
+def abort(session: ClientSession) -> None:
+    """End the transaction of *session*, if there is one. Where the server does not hear it, the next transaction of
+    the same session or the one who buries this process (killSessions) ends it there.
+    """
+    if session.in_transaction:
+        Context().run(_abort, session)  # in ours is the deadline of the call, which can only be made shorter
+
+
+def _abort(session: ClientSession) -> None:
+    with suppress(PyMongoError), pymongo.timeout(ABORT_SECONDS):
+        session.abort_transaction()
 
 
 def _as_expected(client: MongoClient[Any]) -> bool:

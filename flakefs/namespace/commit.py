@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from typing import Any
 
 import bson
@@ -52,7 +51,7 @@ from flakefs.format.documents import (
     segment_id,
 )
 from flakefs.format.names import to_stored
-from flakefs.mongo.pinned import Command, one_connection
+from flakefs.mongo.pinned import Command, abort, one_connection
 from flakefs.namespace.group import Action, Group, InodeChange, Outcome
 from flakefs.namespace.inode import FolderChange
 from flakefs.namespace.maps import resolved
@@ -87,7 +86,7 @@ def transact(
         for segment in change.segments:
             delta.add(segment)
     db: Database[Document] = session.client[database]
-    _abandon(session)
+    abort(session)
     session.start_transaction(
         read_concern=ReadConcern("local"),
         write_concern=WriteConcern("majority", j=True),
@@ -98,7 +97,7 @@ def transact(
         with one_connection(session, database) as command:
             attempt = _Attempt(db, session, command)
             if not attempt.claim(epoch, number, held, news):
-                session.abort_transaction()
+                abort(session)
                 return _already(db, group, epoch, number)
             chunks = plan(db, session, delta)
             if group.exclusive:
@@ -115,16 +114,8 @@ def transact(
             return None
         raise
     finally:
-        _abandon(session)
+        abort(session)
     return group.outcome
-
-
-def _abandon(session: ClientSession) -> None:
-    """End what an attempt left open. Where the server does not hear it, the next transaction of the same session or
-    the one who buries this process (killSessions) ends it there."""
-    if session.in_transaction:
-        with suppress(PyMongoError):
-            session.abort_transaction()
 
 
 class _Transient(Exception):

@@ -1,21 +1,23 @@
-"""Commands over one connection: the same meaning, the same errors, one connection (PI1, PI2)."""
+"""Commands over one connection: the same meaning, the same errors, one connection (PI1 to PI3)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
+from contextvars import Context
 from typing import Any
 
 import pymongo
 import pytest
 from pymongo import MongoClient
-from pymongo.errors import AutoReconnect, OperationFailure
+from pymongo.client_session import ClientSession
+from pymongo.errors import AutoReconnect, OperationFailure, PyMongoError
 from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStartedEvent, CommandSucceededEvent
 
 from flakefs.errors import Conflict
 from flakefs.format.documents import Document
 from flakefs.mongo import pinned
-from flakefs.mongo.pinned import one_connection
+from flakefs.mongo.pinned import abort, one_connection
 from flakefs.testing.servers import Servers
 
 SHORT_SECONDS = 0.5
@@ -173,3 +175,30 @@ def test_a_driver_whose_connections_are_others(
             assert command(insert(1))["n"] == 1
         session.commit_transaction()
     assert client[database].things.find_one() == {"_id": 1}
+
+
+def open_transactions(client: MongoClient[Document], session: ClientSession) -> int:
+    """How many the server has open of *session*."""
+    wanted = {"lsid.id": session.session_id["id"], "transaction": {"$exists": True}}
+    return len(list(client.admin.aggregate([{"$currentOp": {"idleSessions": True}}, {"$match": wanted}])))
+
+
+@pytest.mark.parametrize("ended", [True, False], ids=["late", "in-time"])
+def test_pi3_an_abort_reaches_the_server_whatever_the_deadline(servers: Servers, database: str, ended: bool) -> None:
+    with MongoClient[Document](servers.metadata_uri) as client, client.start_session() as session:
+        session.start_transaction()
+        with pymongo.timeout(0.5):
+            with one_connection(session, database) as command:
+                command(insert(1))
+                while ended:
+                    try:
+                        client.admin.command("ping")
+                    except PyMongoError:
+                        break  # the driver sends nothing any more
+                assert Context().run(open_transactions, client, session) == 1
+            abort(session)
+            abort(session)
+        assert not session.in_transaction
+        assert open_transactions(client, session) == 0
+        session.start_transaction()
+        abort(session)
