@@ -50,6 +50,7 @@ from flakefs.errors import Fenced, FlakeError, HeldElsewhere, Refused, Unavailab
 from flakefs.format.documents import COUNTERS, SESSIONS, Document
 from flakefs.mongo.counters import next_number, raised
 from flakefs.mongo.door import Door
+from flakefs.mongo.pinned import abort
 
 log = logging.getLogger(__name__)
 
@@ -296,9 +297,7 @@ def _register(driver: ClientSession, database: str, epoch: int, me: Document) ->
             return False
         raise
     finally:
-        if driver.in_transaction:
-            with suppress(PyMongoError):
-                driver.abort_transaction()
+        abort(driver)
     return True
 
 
