@@ -68,6 +68,7 @@ def test_records_are_json_that_people_can_read(tmp_path: Path) -> None:
     finally:
         mounts.forget(str(tmp_path))
 
+
 def test_umount_helpers_know_what_is_mounted() -> None:
     there = kernel.mounted_at("/proc")
     assert there is not None
