@@ -10,6 +10,8 @@ Invariants
     H3  The first field is what the kernel lists as the source: by that `mount -a` knows what is mounted already.
     H6  Mounts by root are suid and dev unless the words say nosuid and nodev: mount(8) takes these two as given and
         does not pass them on, so that we would never see them. mount.fuse3 does the same.
+    H7  user, users, owner and group mean what mount(8) says: nosuid and nodev, the first two noexec as well, unless a
+        later word says otherwise. mount(8) itself passes that on in words; others who call us may not.
 """
 
 from __future__ import annotations
@@ -20,6 +22,13 @@ from collections.abc import Sequence
 
 from flakefs.cli import helper
 
+IMPLIED = {
+    "user": "noexec,nosuid,nodev",
+    "users": "noexec,nosuid,nodev",
+    "owner": "nosuid,nodev",
+    "group": "nosuid,nodev",
+}
+"""H7."""
 USAGE = "usage: mount.flakefs LABEL|CONFIG_FILE FOLDER [-sfnvrw] [-N NAMESPACE] [-t TYPE] [-o OPTIONS]"
 
 
@@ -74,11 +83,17 @@ def _mount(source: str, folder: str, words: list[str]) -> None:
     from flakefs.cli.mount import mount_in_background
     from flakefs.cli.state import State
 
+    words = [_spelled_out(list_) for list_ in words]
     if "," not in source and source.isprintable():  # H3; a comma would end the word
         words = [f"fsname={source}", *words]
     if os.geteuid() == 0:  # H6; what the words say comes later and counts
         words = ["suid,dev", *words]
     mount_in_background(State(config_path=source if source.startswith("/") else None), folder, words, read_only=False)
+
+
+def _spelled_out(words: str) -> str:
+    """H7."""
+    return ",".join(f"{word},{IMPLIED[word.strip()]}" if word.strip() in IMPLIED else word for word in words.split(","))
 
 
 if __name__ == "__main__":

@@ -70,13 +70,23 @@ def test_suid_and_dev_do_what_they_say(new_mount: NewMount) -> None:
 
 @needs_root
 @pytest.mark.parametrize(
-    ("words", "given"), [("rw", set()), ("rw,nosuid", {"nosuid"}), ("nodev,nosuid", {"nosuid", "nodev"})]
+    ("words", "given"),
+    [
+        ("rw", set()),
+        ("rw,nosuid", {"nosuid"}),
+        ("nodev,nosuid", {"nosuid", "nodev"}),
+        ("rw,user", {"noexec", "nosuid", "nodev"}),
+        ("suid,users,dev,exec", {"nosuid"}),
+        ("group", {"nosuid", "nodev"}),
+        ("owner,suid", {"nodev"}),
+        ("rw,noexec,nodev,user,suid", {"noexec", "nodev"}),  # as mount(8) passes on a user,suid of fstab
+    ],
 )
-def test_h6_mount_8_by_root_is_suid_and_dev(new_mount: NewMount, words: str, given: set[str]) -> None:
+def test_h6_h7_mount_8_by_root_is_suid_and_dev(new_mount: NewMount, words: str, given: set[str]) -> None:
     mount = new_mount(start=False)
     command = [sys.executable, "-m", "flakefs.cli.mount_helper", str(mount.config), str(mount.path)]
     subprocess.run([*command, "-o", f"{words},log={mount.log}"], check=True, timeout=120)
-    assert {"nosuid", "nodev"} & kernel_words(mount) == given
+    assert {"noexec", "nosuid", "nodev"} & kernel_words(mount) == given
     unmounting.unmount(str(mount.path))
 
 
