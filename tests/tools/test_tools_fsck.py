@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,8 +17,8 @@ from flakefs.tools.problems import KINDS, NOTE, Report
 from flakefs.tools.reader import Reader, open_reader
 from flakefs.tools.system import System
 from flakefs.tools.tree import Tree
+from tests.tools.plants import PLANTS
 
-PLANTS = runpy.run_path(str(Path(__file__).with_name("plants.py")))["PLANTS"]  # test folders are no packages
 World = Any
 
 

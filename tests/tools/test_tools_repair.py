@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import runpy
 import stat
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,8 +15,8 @@ from flakefs.tools.exclusive import Writer, exclusively
 from flakefs.tools.problems import KINDS, NOTE, Report
 from flakefs.tools.repair import CONTENT, NAMES, repair
 from flakefs.values import SEGMENT_BYTES, Extent
+from tests.tools.plants import PLANTS
 
-PLANTS = runpy.run_path(str(Path(__file__).with_name("plants.py")))["PLANTS"]
 World = Any
 GONE = {"index_entry_and_chunk_gone", "node_with_the_marker_of_another", "root_that_is_a_file"}
 """Of kinds that can be mended, but not in this case: what it would take is gone, or somebody else's."""
