@@ -37,6 +37,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import stat
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -47,6 +48,7 @@ import trio
 from cachetools import LRUCache
 
 from flakefs.errors import NotMeant
+from flakefs.fuse.kernel import is_renaming
 from flakefs.fuse.options import FuseOptions
 from flakefs.fuse.told import Asked, Leaving, Place, Told
 from flakefs.namespace import Inode, Namespace
@@ -176,6 +178,16 @@ class KernelCaches:
         if other is not None:
             self.drop_entry(*other)
         return self._leaving.holds(inode.ino, place)
+
+    def check_target(self, place: Place, inode: Inode, thread: int) -> None:
+        """TO5: NotMeant for a rename that the kernel would take for one between two names of this file."""
+        if not self._leaving.holds(inode.ino, place) and self.told.other_name(place, inode) is None:
+            return
+        if inode.nlink > 1 and stat.S_ISLNK(inode.mode):  # more likely on the way to it than what is renamed
+            return
+        if self.told.may_be_refused(thread) and is_renaming(thread):
+            self.told.refused(thread)
+            raise NotMeant(f"the kernel takes inode {inode.ino}, now {place[1]!r}, for another name, too")
 
     @property
     def forgetting(self) -> bool:

@@ -34,6 +34,13 @@ FILESYSTEM_TYPE = f"fuse.{SUBTYPE}"
 CONNECTIONS = Path("/sys/fs/fuse/connections")
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
+RENAMES = {
+    "x86_64": (b"82", b"264", b"316", b"38", b"302", b"353"),  # and those of 32-bit programs
+    "aarch64": (b"38", b"276"),
+    "riscv64": (b"276",),
+}.get(os.uname().machine, ())
+"""Numbers of rename(2), renameat(2) and renameat2(2)."""
+ASLEEP_LOOKS = 20
 _DEAD = (errno.ENOTCONN, errno.ECONNABORTED, errno.ESTALE)
 _OCTAL = re.compile(rb"\\([0-7]{3})")
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -79,6 +86,20 @@ def is_dead(mountpoint: str, *, patience_seconds: float = 10.0) -> bool | None:
     thread.start()
     thread.join(patience_seconds)
     return answer[0] if answer else None
+
+
+def is_renaming(thread: int) -> bool:
+    """Is the thread, which waits for our answer, in rename(2)? False, too, where that may not be seen."""
+    try:
+        with open(f"/proc/{thread}/syscall", "rb", buffering=0) as file:
+            for _ in range(ASLEEP_LOOKS):
+                number = file.read(200).split(b" ")[0]
+                if not number.startswith(b"running"):
+                    return number in RENAMES
+                file.seek(0)  # it has asked, and is about to fall asleep
+    except OSError:
+        pass
+    return False
 
 
 def unmount(mountpoint: str, *, lazy: bool = False) -> None:

@@ -117,11 +117,12 @@ class Operations(Handlers):
         fresh = self._caches.told.is_repeating(ctx.pid)
         inode = await self._fs.lookup(parent_inode, name, fresh=fresh)
         if inode is not None:
-            place = (parent_inode, name)
-            if not (self._ns.shared and self._caches.has_older_name(place, inode)):
+            if not self._ns.shared:
                 return self._given(parent_inode, name, inode)
-            self._given(parent_inode, name, inode)
-            return self._passing(inode)
+            self._caches.check_target((parent_inode, name), inode, ctx.pid)
+            older = self._caches.has_older_name((parent_inode, name), inode)
+            entry = self._given(parent_inode, name, inode)
+            return self._passing(inode) if older else entry
         if fresh:
             self._caches.told.found_nothing(ctx.pid)
         if not self._caches.quiet:

@@ -15,8 +15,10 @@ Invariants
     TO3  The look-ups of a call that is repeated are answered by the store: memory may have heard of a part only.
     TO4  A name that another mount took away from a file with one name is noticed when the kernel is given the new one,
          and dropped at once, before there is news of it: until then the kernel says by itself that a rename between
-         both has nothing to do. (Nothing can be done about a rename that asks for the new name while it holds the
-         folder. ESTALE would not do: mkdir(2) and link(2) do not look again, but fail with it.)
+         both has nothing to do.
+    TO5  A rename that asks for its new name and would be answered with a file that the kernel takes another name for is
+         refused once, too (TO2): it holds the folder, so nothing can be dropped. Others are never refused a look-up:
+         mkdir(2) and link(2) do not look again, but fail with ESTALE. So who cannot be seen to rename is answered.
 
 Concurrency
     Trio task only; nothing waits.
@@ -51,7 +53,9 @@ Place = tuple[int, bytes]
 Rename = tuple[int, Place, Place, int]
 """(thread that asks, old, new, flags)"""
 Asked = Rename | int
-"""A rename, or the thread that asks to open something: it may be another inode the second time."""
+"""A rename, or the thread that asks to open something, or for the new name of a rename: it may be another inode the
+second time.
+"""
 
 
 class Told:
@@ -99,7 +103,14 @@ class Told:
             return False
         when = self._refused.pop(asked, None)
         self._repeating.pop(thread, None)
+        if asked != thread:
+            self._refused.pop(thread, None)  # TO5
         return when is not None and monotonic() < when + REPEAT_SECONDS
+
+    def may_be_refused(self, thread: int) -> bool:
+        """TO2, for a look-up: nothing was refused to the thread just now."""
+        when = self._repeating.get(thread)
+        return thread != 0 and (when is None or monotonic() > when + REPEAT_SECONDS)
 
     def refused(self, asked: Asked) -> None:
         self._refused[asked] = self._repeating[_thread(asked)] = monotonic()

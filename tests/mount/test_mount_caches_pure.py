@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import stat
 from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +15,7 @@ from pyfuse3 import FUSEError
 
 from flakefs.errors import NotMeant
 from flakefs.fuse import FuseOptions, caches, told
+from flakefs.fuse import kernel as kernel_side
 from flakefs.fuse.caches import ROOT, KernelCaches
 from flakefs.fuse.operations import Operations
 
@@ -246,8 +249,8 @@ class Files:
     def __init__(self, space: Space) -> None:
         self.ns = space
         self.asked: list[bool] = []  # at each open: named?
-        self.there = True
         self.fresh: list[bool] = []  # at each look-up
+        self.found: Any = None
         self.meant: list[bool] = []  # at each rename
 
     async def inode(self, ino: int) -> Any:
@@ -259,6 +262,10 @@ class Files:
 
     async def lookup(self, parent: int, name: bytes, *, fresh: bool) -> Any:
         self.fresh.append(fresh)
+        return self.found
+
+    def remember(self, ino: int) -> None:
+        pass
 
     async def rename(self, *places: object, meant: Callable[..., bool], **options: bool) -> None:
         self.meant.append(meant(self.ns.inodes[5], None))
@@ -371,3 +378,50 @@ async def test_to1_a_rename_while_alone_is_not_noted(
     await operations.rename(ROOT, b"old", ROOT, b"new", 0, context(7))
     space.shared = True
     assert not kernel.told.agrees((ROOT, b"old"), inode)
+
+
+@pytest.mark.parametrize("links", [1, 2])
+async def test_to5_the_target_of_a_rename_is_refused_once(
+    kernel: KernelCaches, space: Space, monkeypatch: pytest.MonkeyPatch, links: int
+) -> None:
+    """And nobody else is refused a look-up."""
+    renaming = {7, 8}
+    monkeypatch.setattr(caches, "is_renaming", lambda thread: thread in renaming)
+    old, new = (ROOT, b"old"), (ROOT, b"new")
+    inode = space.add(5, *new)
+    inode.mode, inode.nlink = stat.S_IFREG, links
+    kernel.check_target(new, inode, 7)
+    kernel.given(*old, inode)
+    kernel.check_target(old, inode, 7)
+    with pytest.raises(NotMeant):
+        kernel.check_target(new, inode, 7)
+    kernel.check_target(new, inode, 7)
+    kernel.check_target(new, inode, 9)
+    kernel.check_target(new, inode, 0)
+    kernel.drop_entry(*old)
+    with pytest.raises(NotMeant):
+        kernel.check_target(new, inode, 8)
+    kernel.told.found_nothing(8)
+    inode.mode = stat.S_IFLNK
+    if links == 1:
+        with pytest.raises(NotMeant):
+            kernel.check_target(new, inode, 8)
+    else:
+        kernel.check_target(new, inode, 8)
+
+
+async def test_to5_a_look_up_of_a_rename_is_answered_estale(
+    operations: Operations, kernel: KernelCaches, files: Files, space: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(caches, "is_renaming", lambda thread: True)
+    files.found = space.add(5, ROOT, b"new")
+    kernel.given(ROOT, b"old", files.found)
+    await refused(operations.lookup(ROOT, b"new", context(7)))
+    files.found = None
+    await operations.lookup(ROOT, b"old", context(7))
+    assert files.fresh == [False, True]
+
+
+def test_to5_who_renames_is_seen_by_its_system_call() -> None:
+    assert not kernel_side.is_renaming(os.getpid()), "it reads"
+    assert not kernel_side.is_renaming(2**30)

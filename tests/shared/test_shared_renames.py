@@ -124,6 +124,44 @@ def test_a_name_given_away_before_it_was_shared(new_mount: NewMount) -> None:
     assert (other.path / "a").read_text() == "old"
 
 
+@pytest.mark.parametrize("kind", ["file", "linked", "symlink", "folder"])
+def test_to5_the_same_rename_is_made_once(two: tuple[Mount, Mount], kind: str) -> None:
+    """The new name is asked for while the kernel takes the old one for the same file, and holds the folder."""
+    one, other = two
+    if kind == "folder":
+        (one.path / "a").mkdir()
+    elif kind == "symlink":
+        os.symlink("target", one.path / "a")
+    else:
+        (one.path / "a").write_text("a")
+    if kind == "linked":
+        os.link(one.path / "a", one.path / "c")
+    (one.path / "b").write_text("b")
+    until(lambda: {"a", "b"} <= set(names(other.path)))
+    (other.path / "a").lstat()
+    (one.path / "b").unlink()
+    until(lambda: not (other.path / "b").exists())
+    with under_way(other, other.path / "a", other.path / "b", status=1):  # asks for b: the store is asked for it now
+        os.rename(one.path / "a", one.path / "b")
+    for mount in two:
+        until(lambda mount=mount: names(mount.path) == (["b", "c"] if kind == "linked" else ["b"]))  # type: ignore[misc]
+        os.rename(mount.path / "b", mount.path / "a")
+        os.rename(mount.path / "a", mount.path / "b")
+
+
+def test_to5_two_names_of_a_file_are_no_rename(two: tuple[Mount, Mount]) -> None:
+    """R3: it is refused once at most, which nobody sees."""
+    one, other = two
+    (one.path / "a").write_text("a")
+    os.link(one.path / "a", one.path / "b")
+    until(lambda: names(other.path) == ["a", "b"])
+    for mount in (one, other):
+        for _ in range(3):
+            os.rename(mount.path / "a", mount.path / "b")
+            os.rename(mount.path / "b", mount.path / "a")
+        check(two, {"a": "a", "b": "a"})
+
+
 @pytest.mark.parametrize("seen", [True, False], ids=["both-names-seen", "one-name-seen"])
 def test_k7_a_file_is_cut_off_by_the_name_that_it_has_now(two: tuple[Mount, Mount], seen: bool) -> None:
     """truncate(2) by a name that was given to another file. ftruncate(2) means the open one, and is never refused."""
@@ -238,6 +276,22 @@ def test_to2_a_repeat_that_finds_nothing_uses_the_mark_up() -> None:
     memory.found_nothing(77)  # the new name, as a rule
     assert memory.is_repeating(77)
     assert memory.is_repeated(rename)
+
+
+def test_to5_a_look_up_is_refused_once_in_a_call() -> None:
+    memory = Told()
+    assert memory.may_be_refused(77)
+    assert not memory.may_be_refused(0)
+    memory.refused(77)
+    assert not memory.may_be_refused(77)
+    assert memory.may_be_refused(78)
+    rename = (77, OLD, NEW, 0)
+    assert not memory.is_repeated(rename)  # it arrives
+    assert memory.may_be_refused(77)
+    assert not memory.is_repeated(77), "the next open() is another call"
+    memory.refused(77)
+    memory.found_nothing(77)
+    assert memory.may_be_refused(77)
 
 
 def test_to4_another_name_that_the_kernel_takes_for_the_same_file() -> None:
