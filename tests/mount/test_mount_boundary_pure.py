@@ -6,7 +6,6 @@ import errno
 
 import pytest
 import trio
-import trio.testing
 from pyfuse3 import FUSEError
 
 from flakefs.errors import NotFound, Unavailable
