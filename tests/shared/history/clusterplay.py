@@ -44,7 +44,8 @@ from flakefs.tools.lease import volume_lease
 from flakefs.tools.moving import Mover
 from flakefs.tools.sealing import seal
 from flakefs.tools.vacuum import vacuum
-from tests.shared.history.play import CALLS, SERVERS, Play, Trouble, wait_for
+from tests.shared.history.play import CALLS, Play, wait_for
+from tests.shared.history.record import SERVERS, Trouble
 
 METADATA_TROUBLES = ("primary", "stepdown", "primary-pause")
 NODE_TROUBLES = ("node-kill", "node-pause", "node-restart")
