@@ -58,6 +58,15 @@ def unmount(mountpoint: str, *, force: bool = False, timeout_seconds: float = 30
         _wait(record, timeout_seconds)
 
 
+def detach(mountpoint: str) -> None:
+    """Take the mount from the tree, without asking it; it stores everything when its last user is gone."""
+    path = _flake_mount(mountpoint)
+    record = mounts.find(path)
+    kernel.unmount(path, lazy=True)
+    if record is not None and not record.alive:
+        mounts.forget(path)
+
+
 def sync(mountpoint: str) -> None:
     """Return when everything done below the mountpoint is stored."""
     path = _flake_mount(mountpoint)
@@ -82,7 +91,8 @@ def _unmount_unless_used(path: str) -> None:
 
 
 def _flake_mount(mountpoint: str) -> str:
-    path = real_path(mountpoint)
+    # a path that is listed is a real one; to ask the mount for links in it may block
+    path = mountpoint if kernel.mounted_at(mountpoint) else real_path(mountpoint)
     there = kernel.mounted_at(path)
     if there is None or there.filesystem != kernel.FILESYSTEM_TYPE:
         raise UsageError(f"{path} is not a FlakeFS mount; `flakefs status` lists them")

@@ -64,6 +64,8 @@ def _understood(arguments: Sequence[str]) -> tuple[str, str, list[str], bool]:
             if value is None:
                 raise UsageError(f"{argument} needs a value; {USAGE}")
             words += [value] if argument == "-o" else []
+            if argument == "-N":
+                helper.check_namespace(value)
         elif argument.startswith("-o"):
             words.append(argument[2:])
         elif argument.startswith("-") and len(argument) > 1:

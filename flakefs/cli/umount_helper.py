@@ -27,12 +27,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: Sequence[str]) -> int:
     """Unmount as told; the exit status (H1 of cli.helper)."""
     from flakefs.app import unmounting
-    from flakefs.fuse import kernel
 
     def unmount() -> None:
         folder, flags = _understood(arguments)
         if "l" in flags:  # H5
-            kernel.unmount(folder, lazy=True)
+            unmounting.detach(folder)
         else:
             unmounting.unmount(folder, force="f" in flags)
 
@@ -48,7 +47,11 @@ def _understood(arguments: Sequence[str]) -> tuple[str, set[str]]:
     rest = iter(arguments)
     for argument in rest:
         if argument in ("-t", "-N"):
-            next(rest, None)
+            value = next(rest, None)
+            if value is None:
+                raise UsageError(f"{argument} needs a value; {USAGE}")
+            if argument == "-N":
+                helper.check_namespace(value)
         elif argument.startswith("-") and len(argument) > 1:
             flags |= set(argument[1:])
         else:

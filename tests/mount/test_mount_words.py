@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -13,11 +14,13 @@ from pathlib import Path
 import pytest
 
 from flakefs.app import unmounting
+from flakefs.cli import umount_helper
 from flakefs.errors import MountError
 from flakefs.fuse import kernel
 from flakefs.testing.mounted import Mount, NewMount
 
 UMOUNT_HELPER = [sys.executable, "-m", "flakefs.cli.umount_helper"]
+MOUNT_HELPER = [sys.executable, "-m", "flakefs.cli.mount_helper"]
 SOMEBODY = 65534
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="the kernel grants suid and dev to root only")
 
@@ -84,7 +87,7 @@ def test_suid_and_dev_do_what_they_say(new_mount: NewMount) -> None:
 )
 def test_h6_h7_mount_8_by_root_is_suid_and_dev(new_mount: NewMount, words: str, given: set[str]) -> None:
     mount = new_mount(start=False)
-    command = [sys.executable, "-m", "flakefs.cli.mount_helper", str(mount.config), str(mount.path)]
+    command = [*MOUNT_HELPER, str(mount.config), str(mount.path)]
     subprocess.run([*command, "-o", f"{words},log={mount.log}"], check=True, timeout=120)
     assert {"noexec", "nosuid", "nodev"} & kernel_words(mount) == given
     unmounting.unmount(str(mount.path))
@@ -137,7 +140,7 @@ def test_h4_umount_says_who_uses_the_mount(mounted: Mount) -> None:
 
 
 def test_h4_wrong_calls(tmp_path: Path) -> None:
-    for words in ([], ["-z", "/mnt"], ["/mnt", "/other"], [str(tmp_path)]):
+    for words in ([], ["-z", "/mnt"], ["/mnt", "-N"], ["/mnt", "/other"], [str(tmp_path)]):
         done = subprocess.run([*UMOUNT_HELPER, *words], capture_output=True, text=True, timeout=100)
         assert done.returncode == 1, words
         assert done.stderr.startswith("umount.fuse.flakefs: ")
@@ -152,6 +155,44 @@ def test_h5_lazily_it_is_detached(new_mount: NewMount) -> None:
         assert user.read() == "kept"
     mount.wait()
     assert "everything is stored" in mount.log_text()
+
+
+def test_h5_only_flakefs_is_detached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By root it would be anybody's mount otherwise."""
+    detached: list[str] = []
+    monkeypatch.setattr(kernel, "unmount", lambda path, *, lazy=False: detached.append(path))
+    for folder in ("/proc", str(tmp_path)):
+        assert umount_helper.run(["-l", folder]) == 1
+        assert f"{folder} is not a FlakeFS mount" in capsys.readouterr().err
+    assert not detached
+
+
+def test_h5_a_mount_that_does_not_answer_is_detached(new_mount: NewMount) -> None:
+    mount = new_mount(settings={"fuse": {"cache_seconds": 0.0}})
+    mount.signal(signal.SIGSTOP)
+    try:
+        subprocess.run([*UMOUNT_HELPER, "-l", str(mount.path)], check=True, timeout=100)
+        assert not mount.is_mounted
+    finally:
+        mount.signal(signal.SIGCONT)
+    mount.wait()
+    assert "everything is stored" in mount.log_text()
+
+
+def test_h8_another_namespace_is_refused(mounted: Mount) -> None:
+    here = [str(mounted.path), "-N", str(os.getpid())]
+    for helper in (UMOUNT_HELPER, MOUNT_HELPER):
+        words = [str(mounted.config)] if helper is MOUNT_HELPER else []
+        for namespace, sentence in (("/proc/self/ns/uts", "go there: nsenter"), ("/nowhere", "cannot be looked at")):
+            command = [*helper, *words, str(mounted.path), "-N", namespace]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+            assert done.returncode == 1
+            assert sentence in done.stderr
+    assert mounted.is_mounted
+    subprocess.run([*UMOUNT_HELPER, *here], check=True, timeout=100)
+    subprocess.run([*MOUNT_HELPER, str(mounted.config), *here, "-o", f"log={mounted.log}"], check=True, timeout=100)
 
 
 def test_u3_a_user_that_is_gone_in_a_moment_is_waited_for(mounted: Mount, monkeypatch: pytest.MonkeyPatch) -> None:
