@@ -90,6 +90,7 @@ class KernelCaches:
         self._all = False  # everything is to be dropped
         self._asked = 0  # how often that was asked for
         self._at_work: deque[None] = deque()  # one for each thread that calls the kernel; taken off by the thread
+        self._naming = False  # a thread drops names
         self._ended = False  # the threads are to come back
         self._written_down: dict[Place, None] = {}  # K4, in the order in which they were given
         self._seen: LRUCache[int, tuple[int, int, int]] = LRUCache(SEEN_MAX)  # K5
@@ -179,15 +180,20 @@ class KernelCaches:
             self.drop_entry(*other)
         return self._leaving.holds(inode.ino, place)
 
-    def check_target(self, place: Place, inode: Inode, thread: int) -> None:
-        """TO5: NotMeant for a rename that the kernel would take for one between two names of this file."""
+    def hides(self, place: Place, inode: Inode, thread: int, *, fresh: bool) -> bool:
+        """TO5: is the name kept back from a rename that the kernel would take for one between two names of this file?
+        The first time NotMeant.
+        """
+        if fresh:
+            return self.told.finds_again(thread, place, inode) and inode.nlink == 1 and is_renaming(thread)
         if not self._leaving.holds(inode.ino, place) and self.told.other_name(place, inode) is None:
-            return
+            return False
         if inode.nlink > 1 and stat.S_ISLNK(inode.mode):  # more likely on the way to it than what is renamed
-            return
+            return False
         if self.told.may_be_refused(thread) and is_renaming(thread):
             self.told.refused(thread)
             raise NotMeant(f"the kernel takes inode {inode.ino}, now {place[1]!r}, for another name, too")
+        return False
 
     @property
     def forgetting(self) -> bool:
@@ -223,9 +229,14 @@ class KernelCaches:
             await self._wake_inodes.wait()
             self._wake_inodes = trio.Event()
             while self._inodes:
-                batch, self._inodes = self._inodes, {}
-                self.dropped_inodes += len(batch)
-                await self._tell(_drop_inode, list(batch.items()))
+                if self._names and not (self._naming or self._all or any(self._inodes.values())):
+                    break  # they go along with the names: one thread less to wake
+                await self._tell(_drop_inode, self._take_inodes())
+
+    def _take_inodes(self) -> list[tuple[int, bool]]:
+        batch, self._inodes = self._inodes, {}
+        self.dropped_inodes += len(batch)
+        return list(batch.items())
 
     async def _run_names(self) -> None:
         while True:
@@ -237,7 +248,11 @@ class KernelCaches:
                     continue
                 batch, self._names = self._names, {}
                 self.dropped_names += len(batch)
-                await self._tell(_drop_name, list(batch))
+                attributes = [] if any(self._inodes.values()) else self._take_inodes()  # those wait for nothing (K6)
+                items: list[tuple[int, bool] | Place] = [*attributes, *batch]
+                self._naming = True
+                await self._tell(_drop, items)
+                self._naming = False
                 if self._leaving.names:
                     self._leaving.dropped(self._names, batch)
 
@@ -308,6 +323,14 @@ class KernelCaches:
         with trio.move_on_after(END_SECONDS):
             while self._at_work:  # noqa: ASYNC110  # threads take themselves off
                 await trio.sleep(0.005)
+
+
+def _drop(item: tuple[int, bool] | Place) -> None:
+    number, other = item
+    if isinstance(other, bytes):
+        _drop_name((number, other))
+    else:
+        _drop_inode((number, other))
 
 
 def _drop_inode(item: tuple[int, bool]) -> None:
