@@ -38,6 +38,16 @@ FILE_MAX = 2**63 - 1
 """Largest file size and offset in bytes."""
 
 
+def readable(size: int) -> str:
+    """A number of bytes for people: 1.5 GiB."""
+    value = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if abs(value) < 1024:
+            return f"{size} B" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} PiB"
+
+
 class ChunkRef(NamedTuple):
     """One stored chunk: what it is (hash), where it is (volume and key), how long its plain content is."""
 

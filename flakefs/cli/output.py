@@ -18,6 +18,8 @@ from typing import Any
 
 import click
 
+from flakefs.values import readable
+
 
 def echo_json(value: object) -> None:
     click.echo(json.dumps(plain(value), indent=2))
@@ -48,14 +50,7 @@ def plain(value: object) -> Any:
 
 def size(count: int | None) -> str:
     """1.5 GiB"""
-    if count is None:
-        return "-"
-    value = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if abs(value) < 1024:
-            return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} PiB"
+    return "-" if count is None else readable(count)
 
 
 def moment(ns: int, *, exact: bool = False) -> str:

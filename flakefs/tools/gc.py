@@ -56,6 +56,7 @@ from flakefs.tools.chunks import Node, Resolve, born, open_nodes
 from flakefs.tools.exclusive import Writer, exclusively
 from flakefs.tools.holders import Holder, holders, server_time
 from flakefs.tools.reader import Reader
+from flakefs.values import readable
 
 GRACE_SECONDS = 3600.0
 GRACE_MIN_SECONDS = 900.0
@@ -86,7 +87,7 @@ class Freed:
     """Nodes that could not be looked at: id -> why."""
 
     def text(self) -> str:
-        lines = [f"freed {self.chunks} chunks, {self.bytes} bytes"]
+        lines = [f"freed {self.chunks} chunks, {readable(self.bytes)}"]
         if self.young:
             lines.append(f"left {self.young} chunks that are younger than the grace time")
         if self.held:

@@ -17,6 +17,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from flakefs.values import readable
+
 DAMAGE = "damage"
 """Documents or chunks contradict each other: exit status 1."""
 LEFTOVER = "leftover"
@@ -173,7 +175,7 @@ class Report:
             lines.append(f"... and {hidden} more")
         if self.leaked_chunks:
             lines.append(
-                f"{self.leaked_chunks} chunks ({self.leaked_bytes} bytes) are in no index; flakefs gc frees them"
+                f"{self.leaked_chunks} chunks ({readable(self.leaked_bytes)}) are in no index; flakefs gc frees them"
             )
         lines += [f"mended: {kind} x {count}" for kind, count in sorted(self.mended.items())]
         lines.append(", ".join(f"{count} {name}" for name, count in self.counts.items()))

@@ -44,6 +44,7 @@ from flakefs.tools.moving import Watch
 from flakefs.tools.rate import Rate
 from flakefs.tools.reader import Reader
 from flakefs.tools.together import seal_together
+from flakefs.values import readable
 
 OURS = re.compile(rf"vol_[0-9a-f]{{8}}_\d+(_\w+)?|{d.NODE_MARKER}|system\..*")
 """Collections that FlakeFS makes on a node, of whatever file system."""
@@ -73,7 +74,7 @@ class Refilled:
 
     def text(self) -> str:
         lines = [f"node {number} is marked again" for number in self.marked]
-        lines.append(f"copied {self.chunks} chunks, {self.bytes} bytes, to nodes that lacked them")
+        lines.append(f"copied {self.chunks} chunks, {readable(self.bytes)}, to nodes that lacked them")
         lines += [f"volume {volume} has a copy on {_named(nodes)} now" for volume, nodes in self.volumes.items()]
         lines += lost.report(self.lost, self.lost_chunks)
         lines += self.waiting

@@ -51,7 +51,7 @@ from flakefs.tools.moving import Watch
 from flakefs.tools.rate import Rate
 from flakefs.tools.reader import Reader
 from flakefs.tools.refill import Repair
-from flakefs.values import ChunkRef
+from flakefs.values import ChunkRef, readable
 
 T = TypeVar("T")
 
@@ -95,7 +95,7 @@ class Scrubbed:
 
     def text(self) -> str:
         lines = ["went on with the scrub that was interrupted"] if self.resumed else []
-        lines.append(f"read {self.read} copies of chunks, {self.bytes} bytes")
+        lines.append(f"read {self.read} copies of chunks, {readable(self.bytes)}")
         if self.mended or self.refilled:
             lines.append(f"mended {self.mended} copies that had rotted, {self.refilled} that were missing")
         if self.extra:

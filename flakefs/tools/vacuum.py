@@ -44,6 +44,7 @@ from flakefs.tools.rewriting import SUFFIX, Filling, drop_unfinished, measure, r
 from flakefs.tools.sealing import seal, wait_acknowledged
 from flakefs.tools.together import seal_together
 from flakefs.tools.volume_copies import check_mark, drop_volume
+from flakefs.values import readable
 
 MIN_GARBAGE = 0.2
 WORTH_BYTES = 1024 * 1024
@@ -72,11 +73,11 @@ class Vacuumed:
 
     def text(self) -> str:
         lines = [f"dropped {name}, which an interrupted run had left" for name in self.cleaned]
-        lines += [f"volume {v} on node {n}: gave back {size:,} bytes" for v, n, size in self.rewritten]
+        lines += [f"volume {v} on node {n}: gave back {readable(size)}" for v, n, size in self.rewritten]
         lines += [f"volume {volume}: dropped, it was empty" for volume in self.dropped]
         lines += [f"not dropped: {text}" for text in self.kept]
         lines += self.waiting
-        lines.append(f"gave back {self.freed_bytes:,} bytes; left {self.untouched} copies of volumes as they are")
+        lines.append(f"gave back {readable(self.freed_bytes)}; left {self.untouched} copies of volumes as they are")
         return "\n".join(lines)
 
 

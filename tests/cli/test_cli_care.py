@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,9 @@ def test_rot_is_mended(pair: Pair) -> None:
     pair.rot(2)
     said = pair.cli.run("fsck", "--deep").stdout
     assert "node 1 has a good copy: flakefs scrub mends it" in said
-    assert "mended 1 copies that had rotted" in pair.cli.ok("scrub", "--rate", "50M")
+    said = pair.cli.ok("scrub", "--rate", "50M")
+    assert "mended 1 copies that had rotted" in said
+    assert re.search(r"^read 10 copies of chunks, \d+\.\d KiB$", said, re.MULTILINE)
     facts = pair.cli.json("scrub", "--restart")
     assert (facts["sound"], facts["mended"], facts["lost"]) == (True, 0, {})
     pair.cli.ok("fsck", "--deep")
