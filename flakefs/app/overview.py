@@ -85,7 +85,7 @@ class SessionStatus:
     stream: str
     """Whether it hears of what others change: healthy, broken, or "" before its first sign of life."""
     lag_seconds: float | None
-    """How long the last change of another session took until it arrived there."""
+    """How long the last change of another session took until it arrived there; None where there is no other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,7 +267,7 @@ def _session(document: dict[str, Any], now: datetime) -> SessionStatus:
         late=late,
         shared=bool(document.get("shared")),
         stream=str(document.get("stream", "")),
-        lag_seconds=document.get("lag"),
+        lag_seconds=document.get("lag") if document.get("shared") else None,
     )
 
 

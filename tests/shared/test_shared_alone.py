@@ -6,11 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+import trio
 
+from flakefs.app import overview
+from flakefs.app.overview import SessionStatus
+from flakefs.app.stack import metadata_door
 from flakefs.errors import Unavailable
-from flakefs.testing.stack import Fresh
+from flakefs.format.documents import SESSIONS
+from flakefs.namespace import NamespaceOptions
+from flakefs.testing.stack import Fresh, NewFresh
 from flakefs.values import ROOT_INO
-from tests.shared.conftest import put, shared, until
+from tests.shared.conftest import eventually, put, shared, until
 
 
 async def test_a_gap_forgets_nothing_that_is_not_committed(fresh: Fresh) -> None:
@@ -92,3 +98,29 @@ async def test_who_leaves_asks_again_when_the_server_was_away_for_a_moment(
         await put(other.fs, b"a", b"x")
         await other.fs.unlink(ROOT_INO, b"a")
     assert failed == 2
+
+
+async def test_status_shows_no_lag_of_who_is_alone_again(new_fresh: NewFresh) -> None:
+    fresh = new_fresh(namespace=NamespaceOptions(lease_seconds=2.0))
+    documents: list[dict[str, Any]] = []
+
+    def seen() -> SessionStatus:
+        with metadata_door(fresh.config, purpose="test") as (door, _):
+            documents.extend(door.client[fresh.config.database][SESSIONS].find({"_id": one.session.epoch}))
+            return next(s for s in overview.sessions(door, fresh.config.database) if s.epoch == one.session.epoch)
+
+    async def lag_is_shown() -> bool:
+        return (await trio.to_thread.run_sync(seen)).lag_seconds is not None
+
+    async def alone_and_told_of_an_old_one() -> bool:
+        status = await trio.to_thread.run_sync(seen)
+        return not status.shared and documents[-1]["lag"] is not None
+
+    async with fresh.open() as one:
+        async with fresh.open() as other:
+            await shared(one)
+            await put(other.fs, b"a", b"x")
+            await eventually(lag_is_shown)
+        await until(lambda: not one.fs.ns.shared)
+        await eventually(alone_and_told_of_an_old_one)
+        assert not await lag_is_shown()
