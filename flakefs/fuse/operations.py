@@ -119,7 +119,8 @@ class Operations(Handlers):
         if inode is not None:
             if not self._ns.shared:
                 return self._given(parent_inode, name, inode)
-            self._caches.check_target((parent_inode, name), inode, ctx.pid)
+            if self._caches.hides((parent_inode, name), inode, ctx.pid, fresh=fresh):
+                return self._missing_now
             older = self._caches.has_older_name((parent_inode, name), inode)
             entry = self._given(parent_inode, name, inode)
             return self._passing(inode) if older else entry
@@ -159,12 +160,12 @@ class Operations(Handlers):
     @answered
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         await self._fs.unlink(parent_inode, name)
-        self._caches.told.forget((parent_inode, name))
+        self._caches.told.unknown((parent_inode, name))
 
     @answered
     async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         await self._fs.rmdir(parent_inode, name)
-        self._caches.told.forget((parent_inode, name))
+        self._caches.told.unknown((parent_inode, name))
 
     @answered
     async def rename(
@@ -198,9 +199,9 @@ class Operations(Handlers):
         await self._caches.refused_once((ctx.pid, old, new, flags), rename)
         told.moved(old, new, exchange=exchange)
         if not agreed:  # it may have moved something else
-            self._caches.drop_entry(*new)
-            if exchange:
-                self._caches.drop_entry(*old)
+            for place in (old, new) if exchange else (new,):
+                self._caches.drop_entry(*place)
+                told.unknown(place)
 
     @answered
     async def readlink(self, inode: int, ctx: RequestContext) -> bytes:

@@ -6,8 +6,9 @@ Purpose
     the old file's other name for one between two names of one file, which does nothing and succeeds.
 
 Invariants
-    TO1  What agrees() affirms is what the kernel believes: it was told that last, or has moved it itself, and was not
-         told to forget it. What is not known is not affirmed.
+    TO1  What agrees() affirms is what the kernel believes when it asks by that name: it was told that last, or has
+         moved it itself. That it was told to forget the name changes nothing: then it looks it up before it asks. What
+         is not known is not affirmed.
     TO2  A rename that is refused for that is refused once: with ESTALE the kernel looks all names up again and repeats
          the call. The second time it is done, and the kernel is to forget the names afterwards. So is the open() of a
          file by a name that has gone elsewhere. A repeat that finds no file to open uses the mark up. Callers that
@@ -18,7 +19,9 @@ Invariants
          both has nothing to do.
     TO5  A rename that asks for its new name and would be answered with a file that the kernel takes another name for is
          refused once, too (TO2): it holds the folder, so nothing can be dropped. Others are never refused a look-up:
-         mkdir(2) and link(2) do not look again, but fail with ESTALE. So who cannot be seen to rename is answered.
+         mkdir(2) and link(2) do not look again, but fail with ESTALE. So who cannot be seen to rename is answered. When
+         the file goes from the old name to the new one between the look-ups of the repeat, the new one is kept back:
+         then the kernel asks for the rename, which finds what there is.
 
 Concurrency
     Trio task only; nothing waits.
@@ -64,18 +67,29 @@ class Told:
         self._places: LRUCache[int, Place] = LRUCache(TOLD_MAX)  # of each inode the name that was told last
         self._refused: LRUCache[Asked, float] = LRUCache(REPEATED_MAX)  # TO2: when
         self._repeating: LRUCache[int, float] = LRUCache(REPEATED_MAX)  # TO3: threads, since when
+        self._forgotten: LRUCache[Place, int] = LRUCache(TOLD_MAX)  # what names led to that it was told to forget
+        self._looked: LRUCache[int, tuple[Place, int]] = LRUCache(REPEATED_MAX)  # TO5: threads, what they found last
         self.empty = True
 
     def given(self, place: Place, inode: Inode | None) -> None:
         """The kernel is told that the name leads to *inode*, None: nowhere."""
         self.empty = False
+        self._forgotten.pop(place, None)
         self._inos[place] = inode.ino if inode is not None else 0
         if inode is not None:
             self._places[inode.ino] = place
 
     def forget(self, place: Place) -> int:
         """What the kernel was told that the name leads to; 0: nowhere, or that is not remembered."""
-        return self._inos.pop(place, 0)
+        ino = self._inos.pop(place, 0)
+        if ino:
+            self._forgotten[place] = ino
+        return ino
+
+    def unknown(self, place: Place) -> None:
+        """The kernel has moved something else there."""
+        self._inos.pop(place, None)
+        self._forgotten.pop(place, None)
 
     def clear(self) -> list[tuple[Place, int]]:
         """Forget what the kernel was told: the names that lead somewhere, and where."""
@@ -83,6 +97,7 @@ class Told:
             return []
         known = [(place, ino) for place, ino in self._inos.items() if ino]
         self._inos, self._places, self.empty = LRUCache(TOLD_MAX), LRUCache(TOLD_MAX), True
+        self._forgotten = LRUCache(TOLD_MAX)
         return known
 
     def other_name(self, place: Place, inode: Inode) -> Place | None:
@@ -92,7 +107,8 @@ class Told:
 
     def agrees(self, place: Place, inode: Inode | None) -> bool:
         """Does the kernel take the name for this inode, None: for one that is not there (TO1)?"""
-        return self._inos.get(place) == (inode.ino if inode is not None else 0)
+        ino = self._inos.get(place)
+        return (self._forgotten.get(place) if ino is None else ino) == (inode.ino if inode is not None else 0)
 
     def is_repeated(self, asked: Asked) -> bool:
         """TO2: was the same refused just now, or must it not be?"""
@@ -114,6 +130,13 @@ class Told:
 
     def refused(self, asked: Asked) -> None:
         self._refused[asked] = self._repeating[_thread(asked)] = monotonic()
+        self._looked.pop(_thread(asked), None)
+
+    def finds_again(self, thread: int, place: Place, inode: Inode) -> bool:
+        """TO5, TO3: for a call that is repeated, has the thread found the same inode by another name just before?"""
+        before = self._looked.get(thread)
+        self._looked[thread] = (place, inode.ino)
+        return before is not None and before[0] != place and before[1] == inode.ino
 
     def found_nothing(self, thread: int) -> None:
         """What the thread looked up for a call that is repeated is not there: there will be no open()."""
@@ -130,7 +153,7 @@ class Told:
     def moved(self, old: Place, new: Place, *, exchange: bool) -> None:
         """The kernel has moved its entry, or exchanged two."""
         inos = self._inos
-        one, other = inos.pop(old, None), inos.pop(new, None)
+        one, other = (inos.pop(place, None) or self._forgotten.pop(place, None) for place in (old, new))
         if one:  # 0: it was told that there is none, so what it moves it has from elsewhere
             inos[new] = one
             self._places[one] = new

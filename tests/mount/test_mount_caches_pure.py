@@ -354,7 +354,7 @@ async def test_to2_after_a_rename_that_was_not_meant_names_are_forgotten(
     await operations.rename(ROOT, b"new", ROOT, b"old", 0, context(0))
     assert files.meant == [True, True]
     assert not kernel._names
-    kernel.told.forget((ROOT, b"old"))
+    kernel.told.unknown((ROOT, b"old"))
     await refused(operations.rename(*rename, context(7)))
     assert not kernel._names
     await operations.rename(*rename, context(7))
@@ -390,24 +390,47 @@ async def test_to5_the_target_of_a_rename_is_refused_once(
     old, new = (ROOT, b"old"), (ROOT, b"new")
     inode = space.add(5, *new)
     inode.mode, inode.nlink = stat.S_IFREG, links
-    kernel.check_target(new, inode, 7)
+    assert not kernel.hides(new, inode, 7, fresh=False)
     kernel.given(*old, inode)
-    kernel.check_target(old, inode, 7)
+    assert not kernel.hides(old, inode, 7, fresh=False)
     with pytest.raises(NotMeant):
-        kernel.check_target(new, inode, 7)
-    kernel.check_target(new, inode, 7)
-    kernel.check_target(new, inode, 9)
-    kernel.check_target(new, inode, 0)
+        kernel.hides(new, inode, 7, fresh=False)
+    for thread in (7, 9, 0):
+        assert not kernel.hides(new, inode, thread, fresh=False)
     kernel.drop_entry(*old)
     with pytest.raises(NotMeant):
-        kernel.check_target(new, inode, 8)
+        kernel.hides(new, inode, 8, fresh=False)
     kernel.told.found_nothing(8)
     inode.mode = stat.S_IFLNK
     if links == 1:
         with pytest.raises(NotMeant):
-            kernel.check_target(new, inode, 8)
+            kernel.hides(new, inode, 8, fresh=False)
     else:
-        kernel.check_target(new, inode, 8)
+        assert not kernel.hides(new, inode, 8, fresh=False)
+
+
+async def test_to5_what_moves_during_the_repeat_is_kept_back(
+    kernel: KernelCaches, space: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renaming = {7, 8}
+    monkeypatch.setattr(caches, "is_renaming", lambda thread: thread in renaming)
+    old, new = (ROOT, b"old"), (ROOT, b"new")
+    inode, other = space.add(5, *new), space.add(6, *old)
+    for thread in (7, 8, 9):
+        kernel.told.refused(thread)
+    assert not kernel.hides(old, inode, 7, fresh=True)
+    assert not kernel.hides(old, inode, 7, fresh=True)
+    assert not kernel.hides(new, inode, 8, fresh=True)
+    assert not kernel.hides(old, inode, 9, fresh=True)
+    assert not kernel.hides(new, inode, 9, fresh=True), "it does not rename"
+    assert kernel.hides(new, inode, 7, fresh=True)
+    kernel.told.refused(7)
+    assert not kernel.hides(old, inode, 7, fresh=True), "another call: that is the name to be renamed"
+    assert not kernel.hides(new, other, 7, fresh=True)
+    inode.nlink = 2
+    kernel.told.refused(7)
+    assert not kernel.hides(old, inode, 7, fresh=True)
+    assert not kernel.hides(new, inode, 7, fresh=True), "both may be there"
 
 
 async def test_to5_a_look_up_of_a_rename_is_answered_estale(
@@ -417,9 +440,14 @@ async def test_to5_a_look_up_of_a_rename_is_answered_estale(
     files.found = space.add(5, ROOT, b"new")
     kernel.given(ROOT, b"old", files.found)
     await refused(operations.lookup(ROOT, b"new", context(7)))
+    monkeypatch.setattr(operations, "_entry", lambda inode: inode)
+    assert await operations.lookup(ROOT, b"old", context(7)) is files.found
+    kept_back = await operations.lookup(ROOT, b"new", context(7))
+    assert (kept_back.st_ino, kept_back.entry_timeout) == (0, 0)
+    assert not kernel.told.agrees((ROOT, b"new"), files.found)
     files.found = None
     await operations.lookup(ROOT, b"old", context(7))
-    assert files.fresh == [False, True]
+    assert files.fresh == [False, True, True, True]
 
 
 def test_to5_who_renames_is_seen_by_its_system_call() -> None:

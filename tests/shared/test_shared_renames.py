@@ -177,7 +177,7 @@ def test_k7_a_file_is_cut_off_by_the_name_that_it_has_now(two: tuple[Mount, Moun
         finally:
             other.signal(signal.SIGCONT)
         if seen:
-            assert (other.path / "b").stat().st_size == 3
+            until((other.path / "b").exists)
         os.truncate(other.path / "a", 1)
         check(two, {"a": "n", "b": "old"})
         os.ftruncate(file.fileno(), 2)
@@ -210,11 +210,30 @@ def test_to1_only_what_the_kernel_was_told_is_affirmed() -> None:
     told.moved(OLD, NEW, exchange=True)
     assert told.agrees(OLD, inode(5))
     assert told.agrees(NEW, inode(6))
-    told.forget(NEW)
+    told.unknown(NEW)
     assert not told.agrees(NEW, inode(6))
     assert told.clear() == [(OLD, 5)]
     assert not told.agrees(OLD, inode(5))
     assert told.clear() == []
+
+
+def test_to1_what_the_kernel_is_to_forget_it_believes_until_it_is_told_again() -> None:
+    told = Told()
+    told.given(OLD, inode(5))
+    assert told.forget(OLD) == 5
+    assert told.forget(OLD) == 0
+    assert told.agrees(OLD, inode(5))
+    assert not told.agrees(OLD, inode(6))
+    assert told.other_name(NEW, inode(5)) is None
+    told.moved(OLD, NEW, exchange=False)
+    assert told.agrees(NEW, inode(5))
+    assert not told.agrees(OLD, inode(5))
+    told.forget(NEW)
+    told.given(NEW, inode(6))
+    assert not told.agrees(NEW, inode(5))
+    told.forget(NEW)
+    told.clear()
+    assert not told.agrees(NEW, inode(6))
 
 
 def test_to1_a_name_that_was_told_to_lead_nowhere_is_moved_as_an_unknown_one() -> None:
