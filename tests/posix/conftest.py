@@ -68,9 +68,11 @@ def place(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
-    if (nextitem is None or HERE not in nextitem.path.parents) and _places:
-        _places[-1].close()  # other folders' tests are free to stop the servers
-    return (yield)
+    try:
+        return (yield)
+    finally:  # what the test has open is closed
+        if (nextitem is None or HERE not in nextitem.path.parents) and _places:
+            _places[-1].close()  # other folders' tests are free to stop the servers
 
 
 @pytest.fixture
