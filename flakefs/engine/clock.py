@@ -28,7 +28,7 @@ SLACK_SECONDS = 30.0
 PATIENCE_SECONDS = 5.0
 """A writer waits."""
 PAUSE_SECONDS = 30.0
-"""After a question without answer."""
+"""After a question without answer, when an older answer is there to go by."""
 
 
 class _Answer(NamedTuple):
@@ -36,10 +36,6 @@ class _Answer(NamedTuple):
     unset: float
     """Seconds since this machine began."""
     wall: float
-
-    def since(self) -> tuple[float, float]:
-        """Seconds since then, by either clock."""
-        return clock_gettime(CLOCK_BOOTTIME) - self.unset, time() - self.wall
 
 
 class ServerClock:
@@ -51,13 +47,13 @@ class ServerClock:
 
     def refresh(self) -> None:
         """Ask again when the last answer does not count any more (CL3)."""
-        if self._answer is not None:
-            unset, wall = self._answer.since()
-            if unset < REFRESH_SECONDS and abs(wall - unset) < PARTED_SECONDS:
-                return
         began, wall = clock_gettime(CLOCK_BOOTTIME), time()
-        if began < self._silent_until:
-            return
+        last = self._answer
+        if last is not None:
+            seconds = began - last.unset
+            parted = abs(wall - last.wall - seconds) >= PARTED_SECONDS
+            if began < self._silent_until or (seconds < REFRESH_SECONDS and not parted):
+                return
         try:
             now = self._metadata.run_sync(lambda: server_time(self._metadata.client), deadline_seconds=PATIENCE_SECONDS)
         except FlakeError:
@@ -68,7 +64,8 @@ class ServerClock:
     def now(self) -> float:
         if self._answer is None:
             return time()
-        return self._answer.server + max(self._answer.since())
+        server, unset, wall = self._answer
+        return server + max(clock_gettime(CLOCK_BOOTTIME) - unset, time() - wall)
 
     def key(self, key: bytes) -> bytes:
         """*key*, made just now by our clock, as if made by the server's."""

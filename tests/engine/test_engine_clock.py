@@ -85,6 +85,14 @@ def test_cl3_and_after_a_pause_of_the_machine(monkeypatch: pytest.MonkeyPatch) -
         assert abs(made.now() - time.time() - 7200) < SLACK_SECONDS
 
 
+def test_without_any_answer_it_is_asked_each_time() -> None:
+    door = FakeDoor(None)
+    made = clock(door)
+    door.ahead = 7200.0
+    made.refresh()
+    assert abs(made.now() - time.time() - 7200) < SLACK_SECONDS
+
+
 def test_a_server_that_is_silent_is_not_asked_by_every_writer(monkeypatch: pytest.MonkeyPatch) -> None:
     door = FakeDoor(7200.0)
     made = clock(door)
