@@ -16,10 +16,11 @@ from types import SimpleNamespace
 import pytest
 
 from flakefs.fuse import told
+from flakefs.fuse.kernel import RENAMES
 from flakefs.fuse.told import Told
 from flakefs.namespace import Inode
 from flakefs.testing.mounted import Mount, NewMount, new_mount
-from tests.shared.mounts import MARKS, names, until
+from tests.shared.mounts import MARKS, names, together, until
 
 __all__ = ["new_mount"]
 
@@ -33,6 +34,9 @@ if libc.renameat2(-100, os.fsencode(old), -100, os.fsencode(new), int(flags)):
     sys.exit(os.strerror(ctypes.get_errno()))
 """
 EXCHANGE = 2
+SEES_RENAMES = pytest.mark.skipif(
+    os.geteuid() != 0 or not RENAMES, reason="as a rule only root sees that a thread renames"
+)
 
 
 @pytest.fixture
@@ -124,6 +128,7 @@ def test_a_name_given_away_before_it_was_shared(new_mount: NewMount) -> None:
     assert (other.path / "a").read_text() == "old"
 
 
+@SEES_RENAMES
 @pytest.mark.parametrize("kind", ["file", "linked", "symlink", "folder"])
 def test_to5_the_same_rename_is_made_once(two: tuple[Mount, Mount], kind: str) -> None:
     """The new name is asked for while the kernel takes the old one for the same file, and holds the folder."""
@@ -147,6 +152,19 @@ def test_to5_the_same_rename_is_made_once(two: tuple[Mount, Mount], kind: str) -
         until(lambda mount=mount: names(mount.path) == (["b", "c"] if kind == "linked" else ["b"]))  # type: ignore[misc]
         os.rename(mount.path / "b", mount.path / "a")
         os.rename(mount.path / "a", mount.path / "b")
+
+
+@SEES_RENAMES
+def test_to5_one_of_two_at_once_makes_it(two: tuple[Mount, Mount]) -> None:
+    """The file is new to the other mount: news of that may come in between, and the first refusal with it."""
+    one, other = two
+    for number in range(40):
+        old, new = f"a{number}", f"b{number}"
+        (one.path / old).write_text("a")
+        until((other.path / old).exists)
+        results = together(*(partial(os.rename, mount.path / old, mount.path / new) for mount in two))
+        assert sorted(results, key=str) == ["ENOENT", None]
+    until(lambda: len(names(other.path)) == 40)
 
 
 def test_to5_two_names_of_a_file_are_no_rename(two: tuple[Mount, Mount]) -> None:
