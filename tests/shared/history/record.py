@@ -60,9 +60,12 @@ class Record:
         self.registers: dict[str, list[Write | Read]] = {name: [] for name in REGISTERS}
         self.torn: dict[str, list[Torn]] = {name: [] for name in REGISTERS}
         self.troubles: list[Trouble] = []
+        self.told_of_none = False
+        """A rename had to be taken for one that did nothing (_readings)."""
 
     def check(self) -> None:
-        if not any(explain_names(names, self._stale) for names in self._readings()):
+        self.told_of_none = not any(explain_names(names, self._stale) for names in self._numbered())
+        if self.told_of_none and not any(explain_names(names, self._stale) for names in self._readings()):
             raise Unexplained(f"{self.name}: no order of changes explains the names\n{self.text()}")
         for name, events in self.registers.items():
             for torn in self.torn[name]:
@@ -95,11 +98,10 @@ class Record:
             ]
 
     def _readings(self) -> Iterator[list[Change | Seen | Whole]]:
-        """The events; then such in which a rename was none, or the same one by several programs of a mount. For when
-        the kernel believes that both names lead to the same inode, the one because it has not heard yet that somebody
-        else has just made the same rename, then it does nothing and calls that success.
+        """Events in which a rename was none, or the same one by several programs of a mount. For when the kernel
+        believes that both names lead to the same inode, the one because it has not heard yet that somebody else has
+        just made the same rename, then it does nothing and calls that success. The mount prevents that where it can.
         """
-        yield from self._numbered()
         for names in self._numbered():
             numbers = {ino for event in names if isinstance(event, Whole) for _, ino in event.state} | {FOLDER}
             numbers |= {event.ino for event in names if isinstance(event, Change) and event.ino}
