@@ -6,9 +6,22 @@ import os
 
 import pytest
 
+from flakefs.fuse import FuseOptions
+from flakefs.fuse.caches import KernelCaches
 from flakefs.testing.mounted import folder, mounted, new_mount, shared_mount
+from tests.mount.space import Space
 
 __all__ = ["folder", "mounted", "new_mount", "shared_mount"]
+
+
+@pytest.fixture
+def space() -> Space:
+    return Space()
+
+
+@pytest.fixture
+async def kernel(space: Space) -> KernelCaches:
+    return KernelCaches(space, FuseOptions(), "/nowhere")  # type: ignore[arg-type]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
