@@ -13,8 +13,9 @@ Invariants
         False until all is dropped, and then time-outs are 0 and pages are not kept) nor, afterwards, by the kernel.
     K4  So every name that can not be found again from the inodes in memory is written down when the kernel is given it:
         names directly below the root (a folder's entry takes along everything below it), and further hard links.
-    K5  Pages outlive an open() only when the file is what it was at the last open() here (`keeps`), or when nobody else
-        writes and nothing is still to be dropped.
+    K5  Pages outlive an open() only when the file is what it was at an open() here that made the kernel forget them,
+        which it has done when it uses what was opened (`keeps`, `used`), or when nobody else writes and nothing is
+        still to be dropped.
     K6  In shared mode the kernel knows no older size of a file than open() found. Dropping attributes alone waits for
         no request, so an open() may wait for it.
     K7  An open() or truncate() by a name that has gone elsewhere, and that the kernel is still to forget or forgot a
@@ -71,6 +72,8 @@ GONE = (errno.ENOTCONN, errno.EBADF, errno.ENODEV, errno.EINVAL)
 _unlimited = trio.CapacityLimiter(1_000_000)
 
 T = TypeVar("T")
+State = tuple[int, int, int]
+"""(version, mtime, size) of a file"""
 
 
 class KernelCaches:
@@ -93,7 +96,8 @@ class KernelCaches:
         self._naming = False  # a thread drops names
         self._ended = False  # the threads are to come back
         self._written_down: dict[Place, None] = {}  # K4, in the order in which they were given
-        self._seen: LRUCache[int, tuple[int, int, int]] = LRUCache(SEEN_MAX)  # K5
+        self._seen: LRUCache[int, State] = LRUCache(SEEN_MAX)  # K5
+        self._opening: dict[int, tuple[int, State]] = {}  # by handle; the kernel may still have older pages
         self.told = Told()  # in shared mode
         self._leaving = Leaving()  # K7
         self._wake_inodes = trio.Event()
@@ -149,7 +153,7 @@ class KernelCaches:
             if len(written_down) > WRITTEN_DOWN_MAX:
                 self.drop_entry(*next(iter(written_down)))
 
-    def keeps(self, ino: int) -> bool:
+    def keeps(self, ino: int, handle: int) -> bool:
         """At an open(): are the pages that the kernel may have of the file right (K5)?"""
         if not self._ns.trusted:
             return False
@@ -159,14 +163,22 @@ class KernelCaches:
         if inode is None:
             return False
         now = (inode.version, inode.mtime, inode.size)
-        before = self._seen.get(ino)
-        self._seen[ino] = now
-        return before == now and ino not in self._inodes
+        if self._seen.get(ino) == now:
+            return ino not in self._inodes
+        self._opening[handle] = ino, now
+        return False
 
-    async def opened(self, ino: int) -> bool:
+    def used(self, handle: int) -> None:
+        """The kernel works with what was opened: what open() answered is done (K5)."""
+        opening = self._opening.pop(handle, None)
+        if opening is not None:
+            ino, state = opening
+            self._seen[ino] = state
+
+    async def opened(self, ino: int, handle: int) -> bool:
         """keeps(), before an open() is answered. When the file is not what it was, the kernel has forgotten its size on
         return, too: a read would be cut at the old one for as long as the news is under way (K6)."""
-        keeps = self.keeps(ino)
+        keeps = self.keeps(ino, handle)
         if not keeps and self._ns.shared:
             await self._tell(_drop_inode, [(ino, False)])
         return keeps

@@ -284,7 +284,7 @@ class Operations(Handlers):
             handle = await self._caches.refused_once(ctx.pid, partial(self._open_meant, inode, flags))
         else:
             handle = await self._fs.open(inode, flags)
-        return self._opened(handle, inode, flags, await self._caches.opened(inode))
+        return self._opened(handle, inode, flags, await self._caches.opened(inode, handle))
 
     async def _open_meant(self, ino: int, flags: int, again: bool) -> int:
         await self._check_name(ino, again)
@@ -302,7 +302,7 @@ class Operations(Handlers):
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
         handle, inode = await self._fs.create(parent_inode, name, mode, flags, caller(ctx))
-        info = self._opened(handle, inode.ino, flags, self._caches.keeps(inode.ino))
+        info = self._opened(handle, inode.ino, flags, self._caches.keeps(inode.ino, handle))
         return info, self._given(parent_inode, name, inode)
 
     def _opened(self, handle: int, ino: int, flags: int, keep: bool) -> FileInfo:
@@ -327,6 +327,7 @@ class Operations(Handlers):
 
     @answered
     async def flush(self, fh: int) -> None:
+        self._caches.used(fh)
         await self._fs.flush(fh)
 
     @answered
@@ -336,6 +337,7 @@ class Operations(Handlers):
     @answered
     async def release(self, fh: int) -> None:
         self._appending.pop(fh, None)
+        self._caches.used(fh)  # not every program closes: exec
         await self._fs.release(fh)
 
     # folders

@@ -111,33 +111,54 @@ async def test_k4_names_that_cannot_be_found_again_are_written_down(
 
 
 async def test_k5_pages_are_kept_of_what_did_not_change(space: Space, kernel: KernelCaches) -> None:
+    def kept() -> bool:
+        keeps = kernel.keeps(5, 77)
+        kernel.used(77)
+        return keeps
+
     inode = space.add(5)
-    assert not kernel.keeps(5)
-    assert kernel.keeps(5)
+    assert not kept()
+    assert kept()
     inode.version += 1
-    assert not kernel.keeps(5)
-    assert kernel.keeps(5)
+    assert not kept()
+    assert kept()
     inode.mtime += 1
-    assert not kernel.keeps(5)
+    assert not kept()
     kernel.drop_inode(5, content=False)
-    assert not kernel.keeps(5)
+    assert not kept()
     kernel._inodes.clear()
-    assert kernel.keeps(5)
+    assert kept()
     kernel.drop_inode(5, content=True)
     kernel._inodes.clear()
-    assert not kernel.keeps(5)
+    assert not kept()
+
+
+async def test_k5_pages_are_old_until_the_kernel_uses_what_was_opened(space: Space, kernel: KernelCaches) -> None:
+    """It forgets them when it gets the answer; another open() may be answered before."""
+    inode = space.add(5)
+    assert not kernel.keeps(5, 71)
+    assert not kernel.keeps(5, 72)
+    inode.version += 1
+    assert not kernel.keeps(5, 73)
+    kernel.used(71)
+    assert not kernel.keeps(5, 74), "that was for the version before"
+    kernel.used(73)
+    assert kernel.keeps(5, 75)
+    for handle in (72, 74, 75):
+        kernel.used(handle)
+    assert not kernel._opening
 
 
 async def test_k5_alone_pages_are_kept_when_nothing_is_left_to_drop(space: Space, kernel: KernelCaches) -> None:
     space.shared = False
     space.add(5)
-    assert kernel.keeps(5)
+    assert kernel.keeps(5, 77)
     kernel.drop_inode(5, content=True)
-    assert not kernel.keeps(5)
+    assert not kernel.keeps(5, 77)
     kernel._inodes.clear()
-    assert kernel.keeps(5)
+    assert kernel.keeps(5, 77)
     kernel.drop_all()
-    assert not kernel.keeps(5)
+    assert not kernel.keeps(5, 77)
 
 
 async def test_k6_an_open_of_what_others_changed_forgets_its_size(
@@ -146,14 +167,15 @@ async def test_k6_an_open_of_what_others_changed_forgets_its_size(
     told: list[tuple[int, bool]] = []
     monkeypatch.setattr(caches, "_drop_inode", told.append)
     inode = space.add(5)
-    assert not await kernel.opened(5)
-    assert await kernel.opened(5)
+    assert not await kernel.opened(5, 77)
+    kernel.used(77)
+    assert await kernel.opened(5, 78)
     assert told == [(5, False)]
     inode.version, inode.size = 2, 100
-    assert not await kernel.opened(5)
+    assert not await kernel.opened(5, 78)
     assert told == [(5, False)] * 2
     space.shared = False
-    await kernel.opened(5)
+    await kernel.opened(5, 78)
     assert len(told) == 2
 
 
