@@ -137,6 +137,24 @@ def test_p2_parts_that_were_changed_are_there_for_whoever_opens_it_then(pair: Ro
         assert (reader / "f").read_bytes() == content
 
 
+def test_p2_programs_that_open_a_changed_file_at_once_all_see_the_change(pair: Roots) -> None:
+    """The kernel forgets the pages of before when the first of them gets its answer; the others must not keep them."""
+    here, there = pair
+    (here / "f").write_bytes(b"%08d" % 0 * 1_000)
+
+    def read(_: int) -> bytes:
+        with open(there / "f", "rb", buffering=0) as file:
+            return file.read(8)
+
+    until((there / "f").exists)
+    with ThreadPoolExecutor(3) as programs:
+        for number in range(1, 200):
+            list(programs.map(read, range(3)))
+            with open(here / "f", "r+b", buffering=0) as file:
+                file.write(b"%08d" % number)
+            assert set(programs.map(read, range(3))) == {b"%08d" % number}
+
+
 def test_pages_of_an_open_file_are_renewed(ways: Roots) -> None:
     here, there = ways
     (here / "f").write_bytes(b"a" * 100_000)
