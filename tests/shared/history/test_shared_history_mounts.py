@@ -58,7 +58,7 @@ def test_histories(new_mount: NewMount, count: int) -> None:
         play.run(trouble)
         events += len(play.text().splitlines())
         tried[trouble] += 1
-        told = ", a rename did nothing" if play.told_of_none else ""
+        told = f", a rename did nothing:\n{play.text()}" if play.told_of_none else ""
         print(f"{count} mounts, history {number} ({trouble}): {time.monotonic() - began:.1f} s{told}")
     assert sum(tried.values()) == todo
     assert events >= 10 * todo
