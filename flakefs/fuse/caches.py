@@ -93,7 +93,7 @@ class KernelCaches:
         self._all = False  # everything is to be dropped
         self._asked = 0  # how often that was asked for
         self._at_work: deque[None] = deque()  # one for each thread that calls the kernel; taken off by the thread
-        self._naming = False  # a thread drops names
+        self._naming = False  # a thread works for _run_names
         self._ended = False  # the threads are to come back
         self._written_down: dict[Place, None] = {}  # K4, in the order in which they were given
         self._seen: LRUCache[int, State] = LRUCache(SEEN_MAX)  # K5
@@ -286,7 +286,9 @@ class KernelCaches:
             await self._tell(_drop_inode, [(ROOT, False)])
         self._all = False
         self._leaving.dropped(self._names)
+        self._naming = True
         await self._look_up_again(held)
+        self._naming = False
 
     async def _look_up_again(self, held: list[int]) -> None:
         """A folder in which a process works has no path until its name is looked up again, and getcwd(2) fails."""
