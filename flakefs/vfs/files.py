@@ -12,8 +12,20 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
+from time import monotonic
 
-from flakefs.errors import BadHandle, Exists, FileTooLarge, InvalidArgument, IsDirectory, NotMeant, TooManySymlinks
+from flakefs.errors import (
+    BadHandle,
+    Exists,
+    FileTooLarge,
+    InvalidArgument,
+    IsDirectory,
+    NotMeant,
+    Stale,
+    TooManySymlinks,
+    Unavailable,
+)
 from flakefs.format.names import checked
 from flakefs.namespace import Inode
 from flakefs.values import FILE_MAX
@@ -86,21 +98,26 @@ class Files(Base):
     async def create(self, parent: int, name: bytes, mode: int, flags: int, caller: Caller) -> tuple[int, Inode]:
         """Make a regular file and open it; without O_EXCL one that is there is opened."""
         checked(name)
-        folder = await self._folder(parent)
-        mode, gid = attributes.of_new(folder, stat.S_IFREG | (mode & attributes.PERMISSIONS), caller)
-        try:
-            xattrs = inherited(folder, mode)
-            inode = await self.ns.make(
-                folder, name, mode=mode, uid=caller.uid, gid=gid, xattrs=xattrs, now=self._clock()
-            )
-        except Exists:
-            if flags & os.O_EXCL:
-                raise
+        end = monotonic() + self.ns.patience()
+        while True:
+            folder = await self._folder(parent)
+            rights, gid = attributes.of_new(folder, stat.S_IFREG | (mode & attributes.PERMISSIONS), caller)
+            xattrs = inherited(folder, rights)
+            try:
+                inode = await self.ns.make(
+                    folder, name, mode=rights, uid=caller.uid, gid=gid, xattrs=xattrs, now=self._clock()
+                )
+            except Exists:
+                if flags & os.O_EXCL:
+                    raise
+            else:
+                return self._opened(inode, flags).id, inode
             found = await self.ns.child(folder, name)
-            if found is None:
-                raise
-            return await self.open(found.ino, flags), found
-        return self._opened(inode, flags).id, inode
+            if found is not None:
+                with suppress(NotMeant, Stale):  # somebody else has just taken the name away: it may be free now
+                    return await self.open(found.ino, flags, named=True), found
+            if monotonic() > end:
+                raise Unavailable(f"other sessions make and remove {name!r} in folder {parent} all the time: try again")
 
     def _opened(self, inode: Inode, flags: int) -> Handle:
         self.ns.hold(inode.ino)

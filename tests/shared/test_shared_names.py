@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import partial
+from typing import Any
 
 import pytest
 import trio
@@ -14,6 +15,7 @@ from flakefs.testing.stack import Fresh
 from flakefs.values import ROOT_INO
 from flakefs.vfs import FileSystem
 from tests.shared.conftest import ROOT, eventually, get, put, together, two
+from tests.shared.orders import gone
 
 Pair = tuple[FileSystem, FileSystem]
 ROUNDS = 6
@@ -53,6 +55,35 @@ async def test_one_of_several_makers_wins(pair: Pair, kind: str) -> None:
                 source = b"from%d-%d" % (number, index)
                 calls.append(partial(fs.rename, ROOT_INO, source, ROOT_INO, name, noreplace=True))
         assert winners(await together(*calls), Exists) == 1
+
+
+@pytest.mark.parametrize("heard", [True, False])
+async def test_create_of_a_name_that_comes_and_goes_makes_it(
+    fresh: Fresh, monkeypatch: pytest.MonkeyPatch, heard: bool
+) -> None:
+    """open(O_CREAT) without O_EXCL never says EEXIST: when the name is gone that was in its way, it makes the file."""
+    async with two(fresh) as (one, other):
+        make_there, refusals = one.fs.ns.make, 0
+
+        async def make_late(parent: Inode, name: bytes, **options: Any) -> Inode:
+            nonlocal refusals
+            if refusals:
+                return await make_there(parent, name, **options)
+            await put(other.fs, name, b"x")
+            with pytest.raises(Exists) as refusal:
+                await make_there(parent, name, **options)
+            refusals += 1
+            await other.fs.unlink(ROOT_INO, name)
+            if heard:
+                await gone(one, name)
+            raise refusal.value
+
+        monkeypatch.setattr(one.fs.ns, "make", make_late)
+        handle, inode = await one.fs.create(ROOT_INO, b"log", 0o644, os.O_WRONLY, ROOT)
+        await one.fs.release(handle)
+        assert refusals == 1
+        assert await one.fs.lookup(ROOT_INO, b"log") is inode
+        assert inode.nlink == 1
 
 
 async def test_one_of_several_removers_wins(pair: Pair) -> None:
