@@ -25,7 +25,6 @@ Not here
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from time import monotonic
@@ -41,11 +40,10 @@ from flakefs.errors import FlakeError, ReadOnly, Stale
 from flakefs.format.documents import INODES, Document, InodeRecord, read_inode
 from flakefs.mongo.door import Door
 from flakefs.mongo.patience import ask
+from flakefs.namespace.departed import Departed
 from flakefs.namespace.inode import FolderChange, Inode, Link, from_record
 from flakefs.namespace.options import LISTING_MAX, NamespaceOptions
 from flakefs.values import Block
-
-log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -84,6 +82,7 @@ class Cache:
         self.flying: dict[int, Inode] = {}
         self.flying_links: dict[int, Link] = {}
         self.nameless: dict[int, Inode] = {}
+        self.departed = Departed()
         self.lazy: dict[int, Inode] = {}
         self._lazy_since = 0.0
         self.holds: dict[int, int] = {}
@@ -156,7 +155,7 @@ class Cache:
 
     def mark(self, inode: Inode) -> None:
         """The same without asking whether changes are allowed."""
-        if not inode.dirty:
+        if not (inode.dirty or inode.ino in self.departed):  # DE2
             inode.dirty = True
             dirty = self.dirty
             dirty[inode.ino] = inode
@@ -276,12 +275,19 @@ class Cache:
 
     def forget(self, inode: Inode) -> None:
         """Its document is gone."""
-        inode.gone = True
-        inode.nlink = 0
-        self.clean.pop(inode.ino, None)
         self.nameless.pop(inode.ino, None)
         self.lazy.pop(inode.ino, None)
+        if self.departed.takes(inode, inode.ino in self.holds):
+            self._believe(inode)
+            return
+        inode.gone = True
+        self.clean.pop(inode.ino, None)
         self.known.pop(inode.ino, None)
+
+    def _believe(self, inode: Inode) -> None:
+        """It is as the store says now."""
+        seconds = TRUST_SECONDS if self.read_only else DOUBT_SECONDS
+        inode.expires = monotonic() + seconds if self.doubting else 0.0
 
     # -- reading --
 
@@ -328,17 +334,14 @@ class Cache:
         elif self.expiring and (self.stale(inode) or self._is_older(inode, record)):
             if record.ino in touched:
                 return None
-            inode.refresh(record, keep_entries=not self.doubting)
+            inode.refresh(record, keep_entries=self.departed.pop(record.ino, None) is None and not self.doubting)
         else:
             if not inode.dirty:
                 self.keep(inode)
             return inode
         if self.expiring and not (inode.nlink or self.read_only):
             self.lost_name(inode)
-        if self.doubting:
-            inode.expires = monotonic() + (TRUST_SECONDS if self.read_only else DOUBT_SECONDS)
-        else:
-            inode.expires = 0.0
+        self._believe(inode)
         self.keep(inode)
         return inode
 
@@ -367,7 +370,8 @@ class Cache:
             inode = self.known.get(ino)
             if inode is not None and (self.read_only or (self.expiring and self.is_stored(inode))):
                 self.forget(inode)
-            elif inode is not None:  # not stored yet
+                inode = self.departed.get(ino)
+            if inode is not None:  # not stored yet, or departed
                 found[ino] = inode
                 absent.discard(ino)
         return found, absent

@@ -347,6 +347,8 @@ class Changes:
         inode = self.cache.nameless.get(ino)
         if inode is not None:
             self.bury(inode)
+        elif ino in self.cache.departed:
+            self.cache.forget(self.cache.departed[ino])
         elif self.cache.shared:
             self.unused(ino)
 

@@ -295,8 +295,8 @@ class Entries:
                 held += await self.load(parent)
                 loads -= 1
                 continue
-            known = self.cache.known
-            result = [(cookie, name, known[ino]) for cookie, name, ino in page if ino in known]
+            known, departed = self.cache.known, self.cache.departed
+            result = [(cookie, name, known[ino]) for cookie, name, ino in page if ino in known and ino not in departed]
             missing = {ino for _, _, ino in page if ino not in known} - lost
             if self.cache.expiring and not self.cache.doubting:
                 missing |= {inode.ino for _, _, inode in result if self.cache.stale(inode)}
