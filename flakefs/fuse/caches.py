@@ -23,6 +23,8 @@ Invariants
         takes what it leads to now. That holds for every name that the kernel was given while shared (the last
         TOLD_MAX), also when everything is dropped, and not for files with further hard links: each of their names may
         be meant.
+    K8  A folder that the kernel has and that another session moved is looked up by its new name when the old one is
+        dropped (fuse.moved).
 
 Concurrency
     Trio task only, but for the functions that call the kernel. The order is right without a lock: an answer that was
@@ -50,6 +52,7 @@ from cachetools import LRUCache
 
 from flakefs.errors import NotMeant
 from flakefs.fuse.kernel import is_renaming
+from flakefs.fuse.moved import LOOKED_UP_MAX, Moved
 from flakefs.fuse.options import FuseOptions
 from flakefs.fuse.told import Asked, Leaving, Place, Told
 from flakefs.namespace import Inode, Namespace
@@ -61,8 +64,6 @@ PENDING_MAX = 50_000
 BATCH = 1_000
 WRITTEN_DOWN_MAX = 100_000
 SEEN_MAX = 20_000
-LOOKED_UP_MAX = 1_000
-"""Folders that are looked up again after everything was dropped."""
 NORMAL = (errno.ENOENT, errno.ENOTDIR, errno.ENOTEMPTY, errno.EBUSY)
 """The kernel does not know it, or has something mounted on it."""
 END_SECONDS = 2.0
@@ -100,6 +101,7 @@ class KernelCaches:
         self._opening: dict[int, tuple[int, State]] = {}  # by handle; the kernel may still have older pages
         self.told = Told()  # in shared mode
         self._leaving = Leaving()  # K7
+        self._moved = Moved(ns, mountpoint, lambda paths: self._tell(_look_up, paths))  # K8
         self._wake_inodes = trio.Event()
         self._wake_names = trio.Event()
         self.dropped_inodes = self.dropped_names = self.dropped_all = 0
@@ -125,6 +127,9 @@ class KernelCaches:
             self._wake_names.set()
             if len(self._names) > PENDING_MAX:
                 self.drop_all()
+
+    def named(self, ino: int, parent: int, name: bytes) -> None:
+        self._moved.add(ino, (parent, name))  # its old name wakes those who drop
 
     def drop_all(self) -> None:
         self._all = True
@@ -235,6 +240,7 @@ class KernelCaches:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._run_inodes)
             nursery.start_soon(self._run_names)
+            nursery.start_soon(self._moved.run)
 
     async def _run_inodes(self) -> None:
         while True:
@@ -259,12 +265,14 @@ class KernelCaches:
                     await self._drop_everything()
                     continue
                 batch, self._names = self._names, {}
+                moved = self._moved.take()
                 self.dropped_names += len(batch)
                 attributes = [] if any(self._inodes.values()) else self._take_inodes()  # those wait for nothing (K6)
                 items: list[tuple[int, bool] | Place] = [*attributes, *batch]
                 self._naming = True
                 await self._tell(_drop, items)
                 self._naming = False
+                self._moved.forgotten(moved)
                 if self._leaving.names:
                     self._leaving.dropped(self._names, batch)
 
@@ -272,12 +280,14 @@ class KernelCaches:
         """K3."""
         asked = -1
         held: list[int] = []
+        moved: dict[int, Place] = {}
         while asked != self._asked:
             asked = self._asked
             self.dropped_all += 1
             held = list(self._held)
             names = [*self._written_down, *self._names]
             self._written_down, self._names, self._inodes = {}, {}, {}
+            moved |= self._moved.take()
             await self._tell(_drop_name, names)
             for at in range(0, len(held), BATCH):
                 batch = [(ino, self._known(ino)) for ino in held[at : at + BATCH] if ino in self._held]
@@ -285,6 +295,7 @@ class KernelCaches:
                 await self._tell(_drop_inode, [(ino, inode is None or inode.map is not None) for ino, inode in batch])
             await self._tell(_drop_inode, [(ROOT, False)])
         self._all = False
+        self._moved.forgotten(moved)
         self._leaving.dropped(self._names)
         self._naming = True
         await self._look_up_again(held)

@@ -41,6 +41,8 @@ class KernelSide(Protocol):
 
     def drop_entry(self, parent: int, name: bytes) -> None: ...
 
+    def named(self, ino: int, parent: int, name: bytes) -> None: ...  # and drop_entry() is called for its old name
+
     def drop_all(self) -> None: ...
 
 
@@ -148,6 +150,8 @@ class Coherence:
                 self._bind(folder, binding)
             if kernel is not None:
                 kernel.drop_entry(binding.parent, binding.name)
+                if binding.ino:
+                    kernel.named(binding.ino, binding.parent, binding.name)
         for ino, time, nlink in news.folders:
             folder = known.get(ino)
             if folder is not None:
