@@ -95,6 +95,12 @@ class InodeFields(Protocol):
     @property
     def target(self) -> bytes: ...
 
+    @property
+    def mset(self) -> int: ...
+
+    @property
+    def aset(self) -> int: ...
+
 
 class InodeRecord(NamedTuple):
     """A decoded inode document."""
@@ -123,6 +129,12 @@ class InodeRecord(NamedTuple):
     version: int
     extents: list[Extent]
     """Of segment 0."""
+    mset: int = 0
+    """Not 0: a folder's mtime is one that a program has set, and no name has changed since. The mark of that setting,
+    see namespace.times.
+    """
+    aset: int = 0
+    """Any inode: the same of atime and reads."""
 
 
 class LinkRecord(NamedTuple):
@@ -180,6 +192,10 @@ def inode_document(node: InodeFields, extents: Iterable[Extent], version: int) -
         document["target"] = Binary(node.target)
     elif node.rdev:
         document["rdev"] = Int64(node.rdev)
+    if node.mset:
+        document["mset"] = Int64(node.mset)
+    if node.aset:
+        document["aset"] = Int64(node.aset)
     if node.xattrs:
         document["xattrs"] = [{"n": Binary(name), "v": Binary(value)} for name, value in sorted(node.xattrs.items())]
     return document
@@ -208,6 +224,8 @@ def read_inode(document: Mapping[str, Any]) -> InodeRecord:
             bytes(get("target", b"")),
             int(document["v"]),
             [read_extent(e) for e in get("e", ())],
+            int(get("mset", 0)),
+            int(get("aset", 0)),
         )
     except UNREADABLE as error:
         raise Damaged(f"inode document {document.get('_id')} cannot be read ({error!r}); run flakefs fsck") from error

@@ -63,6 +63,8 @@ class FolderNews(NamedTuple):
     ino: int
     time: int
     nlink: int
+    mset: int = 0
+    """The mark of the mtime that `time` takes the place of (namespace.times); 0: none was known."""
 
 
 class News(NamedTuple):
@@ -86,7 +88,8 @@ def encode_news(news: News) -> Binary:
                     [Int64(parent), Binary(name), Int64(id), Int64(ino), Int64(version)]
                     for parent, name, id, ino, version in news.bindings
                 ],
-                "f": _numbers(news.folders),
+                "f": _numbers(folder[:3] for folder in news.folders),
+                "m": [Int64(folder.mset) for folder in news.folders],
             }
         )
         if len(encoded) <= BYTES_MAX:
@@ -98,6 +101,7 @@ def decode_news(value: bytes) -> News:
     """Raises Damaged when it is none."""
     try:
         document: dict[str, Any] = bson.decode(bytes(value))
+        folders = document.get("f", ())
         return News(
             int(document["c"]),
             bool(document.get("all", False)),
@@ -106,7 +110,10 @@ def decode_news(value: bytes) -> News:
                 BindingNews(int(parent), bytes(name), int(id), int(ino), int(version))
                 for parent, name, id, ino, version in document.get("b", ())
             ],
-            [FolderNews(int(ino), int(time), int(nlink)) for ino, time, nlink in document.get("f", ())],
+            [
+                FolderNews(int(ino), int(time), int(nlink), int(mset))
+                for (ino, time, nlink), mset in zip(folders, document.get("m", [0] * len(folders)), strict=True)
+            ],
         )
     except (*UNREADABLE, bson.errors.BSONError) as error:
         raise Damaged(f"the news of a session cannot be read ({error!r})") from error

@@ -41,8 +41,9 @@ from flakefs.format.documents import INODES, Document, InodeRecord, read_inode
 from flakefs.mongo.door import Door
 from flakefs.mongo.patience import ask
 from flakefs.namespace.departed import Departed
-from flakefs.namespace.inode import FolderChange, Inode, Link, from_record
+from flakefs.namespace.inode import Inode, Link, from_record
 from flakefs.namespace.options import LISTING_MAX, NamespaceOptions
+from flakefs.namespace.times import FolderChange, Raise, Times, apply
 from flakefs.values import Block
 
 T = TypeVar("T")
@@ -103,7 +104,7 @@ class Cache:
         self.absolute: set[int] = set()  # folders that were dirty when it began: their count is written as it is
         self.exclusive = False  # the next group excludes all commits of others
         self.changing: dict[Place, int] = {}  # names that operations changed which are not answered yet
-        self.times: dict[int, tuple[int, int]] = {}  # (mtime and ctime, atime) to be written when there is time
+        self.times = Times()
 
     # -- looking, without waiting --
 
@@ -166,10 +167,12 @@ class Cache:
 
     def accessed(self, inode: Inode, now: int) -> None:
         """Somebody read it (C4)."""
-        inode.atime = now
         if self.shared:
-            self.note_time(inode, 0, now)
+            raised = Raise(atime=now, aset=inode.aset)
+            apply(inode, raised)
+            self.times.note(inode, raised)
             return
+        inode.atime, inode.aset = now, 0
         lazy = self.lazy
         if not inode.dirty and inode.ino not in lazy:
             if not lazy:
@@ -194,13 +197,13 @@ class Cache:
 
     def names_changed(self, folder: Inode, now: int) -> None:
         """Names in *folder* changed (0: only the document behind one): it stays in memory until that is stored."""
+        if self.shared:
+            self._folder(folder).touch(now)
+            return
         if now:
             folder.mtime = folder.ctime = now
-        if not self.shared:
-            self.mark(folder)
-        else:
-            change = self._folder(folder)
-            change.time = max(change.time, now)
+            folder.mset = 0
+        self.mark(folder)
 
     def count_folder(self, parent: Inode, count: int) -> None:
         """*parent* has so many sub-folders more; names_changed() comes next."""
@@ -217,10 +220,10 @@ class Cache:
     def share(self) -> None:
         """Shared mode begins. Nobody else writes until everything dirty is committed."""
         for inode in self.lazy.values():
-            self.note_time(inode, 0, inode.atime)
+            self.times.note(inode, Raise(atime=inode.atime))
         self.lazy = {}
         self.absolute |= {i.ino for i in (*self.dirty.values(), *self.flying.values()) if i.entries is not None}
-        self.shared = self.expiring = True
+        self.shared = self.times.shared = self.expiring = True
         self.when_shared(True)
 
     def doubt(self, doubting: bool) -> None:
@@ -229,7 +232,7 @@ class Cache:
 
     def end_sharing(self) -> None:
         """Nobody else is there, and everything is committed."""
-        self.shared = False
+        self.shared = self.times.shared = False
         self.doubt(False)
         self.when_shared(False)
 
@@ -241,12 +244,6 @@ class Cache:
             if inode.entries is not None and not (inode.dirty or inode.flying or self.busy(inode)):
                 inode.forget_entries()
         self.touched(list(self.known))
-
-    def note_time(self, inode: Inode, time: int, atime: int = 0) -> None:
-        """To be written when there is time: shared mode keeps such times out of guarded documents."""
-        if (time or atime) and inode.nlink:
-            before = self.times.get(inode.ino, (0, 0))
-            self.times[inode.ino] = (max(before[0], time), max(before[1], atime))
 
     def add(self, inode: Inode) -> None:
         """An inode that was just made."""
@@ -330,11 +327,13 @@ class Cache:
             if record.ino in touched:
                 return None
             inode = from_record(record)
+            self.times.lay_over(inode)
             self.known[record.ino] = inode
         elif self.expiring and (self.stale(inode) or self._is_older(inode, record)):
             if record.ino in touched:
                 return None
             inode.refresh(record, keep_entries=self.departed.pop(record.ino, None) is None and not self.doubting)
+            self.times.lay_over(inode)
         else:
             if not inode.dirty:
                 self.keep(inode)

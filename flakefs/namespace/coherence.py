@@ -26,6 +26,7 @@ from flakefs.format.news import CONTENT, GONE, BindingNews, News, decode_news
 from flakefs.namespace.bindings import enter, forget_name, leave
 from flakefs.namespace.cache import STALE, Cache, Place
 from flakefs.namespace.inode import Inode, Link
+from flakefs.namespace.times import Raise, apply
 
 RECENT_SECONDS = 30.0
 """News is never later than this: a stream that lags more has been given up."""
@@ -126,6 +127,11 @@ class Coherence:
         if self.kernel is not None:
             self.kernel.drop_all()
 
+    def drop_attributes(self, ino: int) -> None:
+        """What the kernel was told about this inode was taken back."""
+        if self.kernel is not None:
+            self.kernel.drop_inode(ino, content=False)
+
     def _apply(self, news: News) -> None:
         cache, kernel = self._cache, self.kernel
         known = cache.known
@@ -137,7 +143,7 @@ class Coherence:
                 self.unnamed(ino)
             if kernel is not None:
                 kernel.drop_inode(ino, content=bool(what & CONTENT))
-        cache.touched([ino for ino, _, _ in (*news.inodes, *news.folders)])
+        cache.touched([ino for ino, *_ in (*news.inodes, *news.folders)])
         cache.touched([(parent, name) for parent, name, _, _, _ in news.bindings])
         for binding in news.bindings:
             place = (binding.parent, binding.name)
@@ -152,10 +158,12 @@ class Coherence:
                 kernel.drop_entry(binding.parent, binding.name)
                 if binding.ino:
                     kernel.named(binding.ino, binding.parent, binding.name)
-        for ino, time, nlink in news.folders:
+        for ino, time, nlink, mset in news.folders:
             folder = known.get(ino)
+            raised = Raise(time, mset)
+            cache.times.heard(ino, raised)  # also for a folder that is read before it is written
             if folder is not None:
-                folder.mtime, folder.ctime = max(folder.mtime, time), max(folder.ctime, time)
+                apply(folder, raised)
                 if nlink:
                     folder.expires = STALE
             if kernel is not None:

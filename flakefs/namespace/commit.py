@@ -53,10 +53,11 @@ from flakefs.format.documents import (
 from flakefs.format.names import to_stored
 from flakefs.mongo.pinned import Command, abort, one_connection
 from flakefs.namespace.group import Action, Group, InodeChange, Outcome
-from flakefs.namespace.inode import FolderChange
+from flakefs.namespace.inode import ASKED_ATIME, ASKED_MTIME
 from flakefs.namespace.maps import resolved
 from flakefs.namespace.references import Delta, Plan, plan, write
 from flakefs.namespace.sharing import check_folders, named_folders, telling
+from flakefs.namespace.times import FolderChange
 from flakefs.values import Block, ChunkRef
 
 BATCH_STATEMENTS = 5_000
@@ -66,6 +67,8 @@ MERGED_MAX = 16
 where there are many; where there are few the commands are what costs.)"""
 FEW_EXTENTS = 8
 """An inode with more extents, of which none changed, is updated field by field instead of as a whole."""
+OPTIONAL = ("xattrs", "mset", "aset")
+"""Fields of every kind of inode that are absent when there is nothing to say."""
 LIST_OF = {"insert": "documents", "update": "updates", "delete": "deletes"}
 DUPLICATE_KEY = 11000
 
@@ -310,24 +313,29 @@ def _update(change: InodeChange, instead: dict[ChunkRef, ChunkRef], counted: boo
     record = change.record
     version = record.version + 1
     if counted and record.nlink and stat.S_ISDIR(record.mode):
-        return _folder_update(record, version)
+        return _folder_update(record, version, change.asked)
     if len(record.extents) <= FEW_EXTENTS or any(segment.number == 0 for segment in change.segments):
         return _encoded(_document(change, instead, version))
-    fields = inode_document(record, (), version)
-    del fields["_id"]
-    update: Document = {"$set": fields}
-    if not record.xattrs:
-        update["$unset"] = {"xattrs": ""}
-    return update
+    return _fields_update(record, version, {"_id"})
 
 
-def _folder_update(record: InodeRecord, version: int) -> Document:
-    """All but what is counted outside of the guard."""
+def _folder_update(record: InodeRecord, version: int, asked: int) -> Document:
+    """All but what is counted, or raised, outside of the guard: of such times only those that were asked for."""
+    others = {"_id", "nlink"}
+    if not asked & ASKED_MTIME:
+        others |= {"mtime", "mset"}
+    if not asked & ASKED_ATIME:
+        others |= {"atime", "aset"}
+    return _fields_update(record, version, others)
+
+
+def _fields_update(record: InodeRecord, version: int, others: set[str]) -> Document:
+    """All fields but the extents and *others*."""
     fields = inode_document(record, (), version)
-    del fields["_id"], fields["nlink"]
-    update: Document = {"$set": fields}
-    if not record.xattrs:
-        update["$unset"] = {"xattrs": ""}
+    update: Document = {"$set": {name: value for name, value in fields.items() if name not in others}}
+    absent = [name for name in OPTIONAL if name not in fields and name not in others]
+    if absent:
+        update["$unset"] = dict.fromkeys(absent, "")
     return update
 
 

@@ -21,9 +21,10 @@ from typing import NamedTuple
 
 from flakefs.format.documents import IndexRecord, InodeRecord, LinkRecord
 from flakefs.namespace.cache import Cache
-from flakefs.namespace.inode import FolderChange, Inode, Link
+from flakefs.namespace.inode import Inode, Link
 from flakefs.namespace.maps import SegmentChange
 from flakefs.namespace.options import ContentSide
+from flakefs.namespace.times import FolderChange, joined
 from flakefs.values import Block, ChunkRef
 
 
@@ -42,6 +43,8 @@ class InodeChange(NamedTuple):
     segments: list[SegmentChange]
     orphan: int
     """1: an orphan document comes, 2: and this session itself uses the inode, -1: it goes."""
+    asked: int
+    """Which times programs have set: `Inode.asked`."""
 
 
 class LinkChange(NamedTuple):
@@ -148,8 +151,9 @@ def _take(cache: Cache, inode: Inode) -> InodeChange | None:
             orphan = 1 + held
             inode.orphaned = True
     segments = file_map.cut() if file_map is not None else []
-    change = InodeChange(inode, action, inode.record(), inode.was, segments, orphan)
+    change = InodeChange(inode, action, inode.record(), inode.was, segments, orphan, inode.asked)
     inode.was = None
+    inode.asked = 0
     inode.fresh = False
     inode.flying = True
     if inode.pending:
@@ -167,6 +171,7 @@ def uncut(cache: Cache, group: Group) -> None:
         join_pending(inode)
         inode.fresh = change.action is Action.INSERT
         inode.was = None if inode.fresh else change.was or inode.was
+        inode.asked |= change.asked
         if change.orphan > 0:
             inode.orphaned = False
         inode.gone = False
@@ -187,7 +192,7 @@ def _give_back_folders(cache: Cache, group: Group) -> None:
         change = cache.flying_folders.setdefault(ino, later)
         if change is not later:
             change.nlink += later.nlink
-            change.time = max(change.time, later.time)
+            change.raised = joined(change.raised, later.raised)
     cache.folders, cache.flying_folders = cache.flying_folders, {}
     cache.exclusive = cache.exclusive or group.exclusive
 
@@ -208,7 +213,7 @@ def finish(cache: Cache, group: Group, instead: Mapping[ChunkRef, ChunkRef]) -> 
     cache.absolute -= group.absolute
     for folder in folders.values():
         touched.append(folder.inode.ino)
-        cache.note_time(folder.inode, folder.time)
+        cache.times.note(folder.inode, folder.raised)
         if not folder.inode.dirty:
             cache.settled(folder.inode)
     for change in group.inodes:

@@ -24,6 +24,9 @@ from typing import Final, Literal
 from flakefs.format.documents import InodeRecord, LinkRecord
 from flakefs.namespace.maps import FileMap
 
+ASKED_MTIME, ASKED_ATIME = 1, 2
+"""Bits of `asked`."""
+
 WEIGHT_BYTES = 500
 """What one unit of `cached_inodes` stands for."""
 
@@ -65,6 +68,8 @@ class Inode:
     __slots__ = (
         "__weakref__",
         "aliases",
+        "aset",
+        "asked",
         "atime",
         "btime",
         "complete",
@@ -82,6 +87,7 @@ class Inode:
         "large",
         "map",
         "mode",
+        "mset",
         "mtime",
         "name",
         "nlink",
@@ -135,6 +141,8 @@ class Inode:
         self.xattrs = xattrs
         self.target = target
         self.version = version
+        self.mset = self.aset = 0  # marks of an mtime and an atime that programs have set (namespace.times)
+        self.asked = 0  # which were set since the last cut
         # Content: regular files
         self.map: FileMap | None = None
         # Entries: folders
@@ -188,6 +196,8 @@ class Inode:
             self.target,
             self.version,
             file_map.segment(0) if file_map is not None else [],
+            self.mset,
+            self.aset,
         )
 
     def weight(self) -> int:
@@ -219,15 +229,11 @@ class Inode:
             pending.append((start, stop))
 
     def refresh(self, record: InodeRecord, *, keep_entries: bool = False) -> None:
-        """Take the state of *record*, which others may have changed."""
-        atime = self.atime if self.version == record.version else record.atime
-        times = (self.mtime, self.ctime) if self.version == record.version and self.entries is not None else (0, 0)
+        """Take the state of *record*, which others may have changed; times that are written later come on top."""
         (_, self.parent, self.name, self.mode, self.uid, self.gid, self.rdev, self.size, self.nlink, _) = record[:10]
         self.atime, self.mtime, self.ctime, self.btime = record.atime, record.mtime, record.ctime, record.btime
         self.xattrs, self.target = record.xattrs, record.target
-        self.atime = max(self.atime, atime)  # what a read here has set is written later
-        self.mtime = max(self.mtime, times[0])  # of a folder: they are written later than its names
-        self.ctime = max(self.ctime, times[1])
+        self.mset, self.aset = record.mset, record.aset
         if self.map is not None and self.version != record.version:
             self.map = stored_map(record)
         if self.entries is not None and not keep_entries:
@@ -240,21 +246,6 @@ class Inode:
         self.doubts += 1
         self.complete = self.prefetched = False
         self.order = self.aliases = None
-
-
-class FolderChange:
-    """A folder whose names changed in shared mode, outside of its own document's guard."""
-
-    __slots__ = ("alive", "inode", "nlink", "time")
-
-    def __init__(self, inode: Inode) -> None:
-        self.inode = inode
-        self.nlink = 0
-        """Sub-folders that came and went."""
-        self.time = 0
-        """ns; 0: only the document behind a name changed."""
-        self.alive = True
-        """At the cut."""
 
 
 def stored_map(record: InodeRecord) -> FileMap:
@@ -281,6 +272,7 @@ def from_record(record: InodeRecord) -> Inode:
         record.target,
         record.version,
     )
+    inode.mset, inode.aset = record.mset, record.aset
     kind = stat.S_IFMT(record.mode)
     if kind == stat.S_IFREG:
         inode.map = stored_map(record)

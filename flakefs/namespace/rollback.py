@@ -6,6 +6,7 @@ Purpose
 
 Invariants
     RB1  Afterwards memory has nothing that is not committed but content that was written and answered.
+    RB5  Nor has the kernel: a program may have asked for attributes that were taken back.
     RB2  Each range that was written and answered reads as it was written, whatever others stored meanwhile, until a
          later write; the file is at least as long as its end.
     RB4  What a dead session shows was stored, by whomever, a moment ago.
@@ -83,6 +84,7 @@ def _take_back(cache: Cache, inode: Inode) -> bool:
     never_stored = inode.version == 0
     inode.dirty = inode.flying = inode.fresh = inode.gone = False
     inode.was = None
+    inode.asked = 0
     cache.nameless.pop(inode.ino, None)
     if never_stored:
         inode.nlink = 0
@@ -104,7 +106,8 @@ def forsake(cache: Cache) -> bool:
     lost = bool(cache.dirty or cache.flying or cache.dirty_links or cache.flying_links or cache.unsettled)
     for inode in (*cache.dirty.values(), *cache.flying.values()):
         inode.pending = inode.pending_flying = None
-    cache.lazy, cache.times = {}, {}
+    cache.lazy = {}
+    cache.times.forget()
     roll_back(cache, Group([], {}))
     cache.doubt_for_ever()
     return lost
@@ -113,15 +116,25 @@ def forsake(cache: Cache) -> bool:
 class Reload:
     """Reads again what was taken back."""
 
-    def __init__(self, cache: Cache, bury: Callable[[Inode], None], wrote: Callable[[Inode], None]) -> None:
+    def __init__(
+        self,
+        cache: Cache,
+        bury: Callable[[Inode], None],
+        wrote: Callable[[Inode], None],
+        drop: Callable[[int], None],
+    ) -> None:
         self._cache = cache
         self._bury = bury
+        self._drop = drop
+        """The kernel is to forget the attributes of this inode."""
         self._wrote = wrote
         """Told of each file whose written content was kept: rights that a write takes are taken again."""
 
     async def reload(self, lost: list[Inode]) -> None:
         cache = self._cache
         inos = [Int64(inode.ino) for inode in lost]
+        for ino in inos:
+            self._drop(ino)  # RB5
         files = {inode.ino: _segments_of(inode) for inode in lost if inode.pending}
         while True:
             with cache.loading() as touched:

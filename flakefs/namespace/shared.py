@@ -28,12 +28,8 @@ from time import monotonic
 from typing import Any
 
 import trio
-from bson.int64 import Int64
-from pymongo import UpdateOne
-from pymongo.database import Database
 
 from flakefs.errors import Fenced, FlakeError
-from flakefs.format.documents import INODES, Document
 from flakefs.mongo.patience import ask
 from flakefs.mongo.stream import Stream
 from flakefs.namespace.cache import Cache
@@ -42,6 +38,7 @@ from flakefs.namespace.journal import Journal
 from flakefs.namespace.options import ContentSide
 from flakefs.namespace.rollback import forsake
 from flakefs.namespace.sessions import Session
+from flakefs.namespace.times import write
 
 log = logging.getLogger(__name__)
 
@@ -159,6 +156,7 @@ class Shared:
             top = max(*others, session.sees)
             if top > session.sees or not self._told:
                 await self._journal.commit()  # SM1
+                await self.write_times()  # the newcomer has had no news of them
                 await self._tell(top, True)
         elif cache.shared:
             await self._end_sharing()
@@ -238,7 +236,7 @@ class Shared:
     async def _write_times(self) -> None:
         while True:
             await trio.sleep(TIMES_SECONDS)
-            if self._cache.times:
+            if self._cache.times.pending:
                 try:
                     await self.write_times()
                 except FlakeError:
@@ -249,32 +247,21 @@ class Shared:
         that is about to end (P1)."""
         cache = self._cache
         async with self._writing:
-            if not cache.times or self._session.fenced:
+            if not cache.times.pending or self._session.fenced:
                 return
-            times, cache.times = cache.times, {}
+            times = cache.times.take()
             began = monotonic()
             try:
                 await ask(
                     cache.door,
-                    lambda: _raise_times(cache.database, times),
+                    lambda: write(cache.database, times),
                     lambda: cache.options.error_timeout_seconds,
                 )
             except BaseException:
-                for ino, (time, atime) in times.items():
-                    before = cache.times.get(ino, (0, 0))
-                    cache.times[ino] = (max(before[0], time), max(before[1], atime))
+                cache.times.give_back()
                 raise
+            cache.times.done()
         log.debug("times of %d inodes were written in %.3f s", len(times), monotonic() - began)
-
-
-def _raise_times(db: Database[Document], times: dict[int, tuple[int, int]]) -> None:
-    updates = []
-    for ino, (time, atime) in times.items():
-        fields = {"mtime": Int64(time), "ctime": Int64(time)} if time else {}
-        if atime:
-            fields["atime"] = Int64(atime)
-        updates.append(UpdateOne({"_id": Int64(ino)}, {"$max": fields}))
-    db[INODES].bulk_write(updates, ordered=False)
 
 
 __all__ = ["Shared", "Watch"]

@@ -35,7 +35,7 @@ from flakefs.format.news import (
     encode_news,
 )
 from flakefs.namespace.group import Action, Group, InodeChange, LinkChange
-from flakefs.namespace.inode import FolderChange
+from flakefs.namespace.times import FolderChange
 from flakefs.values import ROOT_INO
 
 DEPTH_MAX = 100_000
@@ -51,7 +51,9 @@ def telling(group: Group, number: int) -> Binary:
         if change.segments:
             what |= CONTENT
         inodes.append(InodeNews(record.ino, record.version + (not gone), what))
-    folders = [FolderNews(folder.inode.ino, folder.time, folder.nlink) for folder in group.folders]
+    folders = [
+        FolderNews(folder.inode.ino, folder.raised.time, folder.nlink, folder.raised.mset) for folder in group.folders
+    ]
     return encode_news(News(number, False, inodes, list(_bindings(group)), folders))
 
 

@@ -81,7 +81,9 @@ class Namespace:
         coherence.unnamed = orphans.unnamed
         self.when_rebased: Callable[[Inode], None] = lambda inode: None
         """Written content of the file was laid over what another session stored."""
-        journal.reload = Reload(cache, changes.bury, lambda inode: self.when_rebased(inode)).reload
+        journal.reload = Reload(
+            cache, changes.bury, lambda inode: self.when_rebased(inode), coherence.drop_attributes
+        ).reload
         self._changes = changes
         self._renames = Renames(changes)
         self._operations = Operations(cache, entries, journal, coherence)
@@ -113,6 +115,7 @@ class Namespace:
         self.truncate = segments.truncate
         self.changed = cache.changed
         self.accessed = cache.accessed
+        self.set_times = cache.times.mark
         self.check_writable = cache.check_writable
         self.room = journal.room
         # Users of inodes

@@ -46,7 +46,9 @@ class Attributing(Files):
         if changes.size is not None:
             await self._truncate(inode, changes.size)
         ns.changed(inode)
-        attributes.apply(inode, changes, caller, self._clock())
+        now = self._clock()
+        ns.set_times(inode, now, mtime=changes.mtime is not None, atime=changes.atime is not None)
+        attributes.apply(inode, changes, caller, now)
         return inode
 
     async def setxattr(

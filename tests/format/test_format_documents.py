@@ -51,6 +51,7 @@ def inodes(draw: st.DrawFn) -> SimpleNamespace:
         atime=draw(st.integers(-(2**62), 2**62)), mtime=draw(big), ctime=draw(big), btime=draw(big),
         xattrs=draw(st.dictionaries(names, st.binary(max_size=30), max_size=4)),
         target=draw(st.binary(min_size=1, max_size=60)) if stat.S_ISLNK(mode) else b"",
+        mset=draw(big), aset=draw(big),
     )  # fmt: skip
 
 
@@ -164,7 +165,7 @@ KEY, HASH = b"\x01" * 12, b"\x02" * 32
 REF = ChunkRef(HASH, 3, KEY, 5)
 NODE = SimpleNamespace(
     ino=7, parent=1, name=b"name", mode=0o100644, uid=1000, gid=100, rdev=0, size=9, nlink=1, used=9,
-    atime=1, mtime=2, ctime=3, btime=4, xattrs={b"user.b": b"2", b"user.a": b"1"}, target=b"",
+    atime=1, mtime=2, ctime=3, btime=4, xattrs={b"user.b": b"2", b"user.a": b"1"}, target=b"", mset=0, aset=0,
 )  # fmt: skip
 EXTENT_GOLDEN = {"o": Int64(0), "l": 5, "s": 0, "v": 3, "k": ObjectId(KEY), "h": HASH, "z": 5}
 INODE_GOLDEN = {

@@ -13,7 +13,7 @@ number = st.integers(0, 2**63 - 1)
 inodes = st.lists(st.builds(InodeNews, number, number, st.integers(1, 7)), max_size=5)
 names = st.binary(max_size=255)
 bindings = st.lists(st.builds(BindingNews, number, names, st.integers(-(2**63), 2**63 - 1), number, number), max_size=5)
-folders = st.lists(st.builds(FolderNews, number, number, st.integers(-9, 9)), max_size=5)
+folders = st.lists(st.builds(FolderNews, number, number, st.integers(-9, 9), number), max_size=5)
 
 
 @given(st.builds(News, number, st.just(False), inodes, bindings, folders))
