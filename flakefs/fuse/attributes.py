@@ -10,6 +10,7 @@ Invariants
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from stat import S_IFDIR
 
@@ -22,6 +23,8 @@ BLOCK_SIZE_MAX = 1024 * 1024
 """st_blksize is the chunk size, up to the largest write the kernel sends: cp and others take it as the size of their
 buffers, and a copy in pieces of 1 MiB costs the mount little more than half the CPU time of one in
 pieces of 128 KiB. NFS says the same."""
+CLOCK_REALTIME_COARSE = 5
+"""The kernel's clock for times of files; Python's `time` has no name for it."""
 
 
 def entry_maker(seconds: float, chunk_size: int) -> Callable[[Inode], EntryAttributes]:
@@ -80,3 +83,11 @@ def statvfs_data(facts: StatFs) -> StatvfsData:
     data.f_favail = facts.files_free
     data.f_namemax = facts.name_max
     return data
+
+
+def exact(*times: int | None) -> list[int | None]:
+    """The times that setattr is told. "Now" comes as the time of the kernel's last tick, up to 4 ms old: `touch` would
+    make a file older than one written before it. pyfuse3 does not say which it is, so the tick itself is taken for it.
+    """
+    tick, now = time.clock_gettime_ns(CLOCK_REALTIME_COARSE), time.time_ns()
+    return [now if each == tick else each for each in times]

@@ -40,9 +40,8 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import stat
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import TypeVar
 
@@ -50,11 +49,11 @@ import pyfuse3
 import trio
 from cachetools import LRUCache
 
-from flakefs.errors import NotMeant
 from flakefs.fuse.kernel import is_renaming
 from flakefs.fuse.moved import LOOKED_UP_MAX, Moved
 from flakefs.fuse.options import FuseOptions
-from flakefs.fuse.told import Asked, Leaving, Place, Told
+from flakefs.fuse.repeats import Repeats
+from flakefs.fuse.told import Leaving, Place, Told
 from flakefs.namespace import Inode, Namespace
 
 log = logging.getLogger(__name__)
@@ -101,6 +100,7 @@ class KernelCaches:
         self._opening: dict[int, tuple[int, State]] = {}  # by handle; the kernel may still have older pages
         self.told = Told()  # in shared mode
         self._leaving = Leaving()  # K7
+        self.repeats = Repeats()  # in shared mode
         self._moved = Moved(ns, mountpoint, lambda paths: self._tell(_look_up, paths))  # K8
         self._wake_inodes = trio.Event()
         self._wake_names = trio.Event()
@@ -189,7 +189,7 @@ class KernelCaches:
         return keeps
 
     def has_older_name(self, place: Place, inode: Inode) -> bool:
-        """Does the kernel still take a name for this file that is not its own any more (TO4)?"""
+        """Does the kernel still take a name for this file that is not its own any more (TO2)?"""
         if inode.nlink > 1 or inode.entries is not None:  # a folder's entry is moved by the kernel
             return False
         other = self.told.other_name(place, inode)
@@ -197,20 +197,20 @@ class KernelCaches:
             self.drop_entry(*other)
         return self._leaving.holds(inode.ino, place)
 
-    def hides(self, place: Place, inode: Inode, thread: int, *, fresh: bool) -> bool:
-        """TO5: is the name kept back from a rename that the kernel would take for one between two names of this file?
-        The first time NotMeant.
+    def stands_in(self, place: Place, inode: Inode, thread: int) -> bool:
+        """SI1: is this asked by a rename, of an inode that the kernel may take another name for? It is given this name,
+        too, then, in the guise of another.
         """
-        if fresh:
-            return self.told.finds_again(thread, place, inode) and inode.nlink == 1 and is_renaming(thread)
-        if not self._leaving.holds(inode.ino, place) and self.told.other_name(place, inode) is None:
+        linked = inode.nlink > 1 and inode.entries is None
+        other = self.told.other_name(place, inode)
+        if not (linked or other is not None or self._leaving.holds(inode.ino, place)):
             return False
-        if inode.nlink > 1 and stat.S_ISLNK(inode.mode):  # more likely on the way to it than what is renamed
+        if not thread or not is_renaming(thread):
             return False
-        if self.told.may_be_refused(thread) and is_renaming(thread):
-            self.told.refused(thread)
-            raise NotMeant(f"the kernel takes inode {inode.ino}, now {place[1]!r}, for another name, too")
-        return False
+        if other is not None and not linked:
+            self.drop_entry(*other)
+        self.given(*place, inode)
+        return True
 
     @property
     def forgetting(self) -> bool:
@@ -223,15 +223,6 @@ class KernelCaches:
             return False
         place = (inode.parent, inode.name)
         return self._leaving.misleads(inode.ino, place) or self.told.other_name(place, inode) is not None
-
-    async def refused_once(self, asked: Asked, call: Callable[[bool], Awaitable[T]]) -> T:
-        """TO2: *call* is told whether it may not raise NotMeant."""
-        again = self.told.is_repeated(asked)
-        try:
-            return await call(again)
-        except NotMeant:
-            self.told.refused(asked)
-            raise
 
     # -- tasks --
 

@@ -88,18 +88,25 @@ def is_dead(mountpoint: str, *, patience_seconds: float = 10.0) -> bool | None:
     return answer[0] if answer else None
 
 
-def is_renaming(thread: int) -> bool:
-    """Is the thread, which waits for our answer, in rename(2)? False, too, where that may not be seen."""
+def system_call(thread: int) -> bytes:
+    """What the thread, which waits for our answer, has called: number, arguments, stack and place in the program. b"":
+    that may not be seen.
+    """
     try:
         with open(f"/proc/{thread}/syscall", "rb", buffering=0) as file:
             for _ in range(ASLEEP_LOOKS):
-                number = file.read(200).split(b" ")[0]
-                if not number.startswith(b"running"):
-                    return number in RENAMES
+                line = file.read(200)
+                if not line.startswith(b"running"):
+                    return line
                 file.seek(0)  # it has asked, and is about to fall asleep
     except OSError:
         pass
-    return False
+    return b""
+
+
+def is_renaming(thread: int) -> bool:
+    """Is the thread, which waits for our answer, in rename(2)? False, too, where that may not be seen."""
+    return system_call(thread).split(b" ", 1)[0] in RENAMES
 
 
 def unmount(mountpoint: str, *, lazy: bool = False) -> None:

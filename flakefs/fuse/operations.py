@@ -5,7 +5,7 @@ Purpose
 
 Invariants
     F1  Every handler is wrapped (fuse.boundary): no exception of ours or of Python reaches pyfuse3's main loop.
-    F2  Each answer that gives the kernel an entry (lookup, create, mknod, mkdir, symlink, link, each listed name except
+    F2  Each answer that gives the kernel an inode (lookup, create, mknod, mkdir, symlink, link, each listed name except
         "." and "..") is counted once with `fs.remember`, in the same step as the answer is made; `forget` takes back.
     F3  open honours O_TRUNC: libfuse asks the kernel for atomic truncation, so no setattr follows.
     F4  flush, fsync and fsyncdir are really implemented: an ENOSYS would make the kernel report success for ever.
@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 from collections import deque
 from collections.abc import Sequence
 from functools import partial
@@ -45,19 +44,18 @@ from pyfuse3 import (
 )
 from pyfuse3 import Operations as Handlers
 
-from flakefs.errors import NoAttribute, NotMeant
-from flakefs.fuse.attributes import dot_entry, entry_maker, no_entry, statvfs_data
+from flakefs.errors import Exists, NoAttribute, NotMeant
+from flakefs.fuse.attributes import dot_entry, entry_maker, exact, no_entry, statvfs_data
 from flakefs.fuse.boundary import answered, silent
 from flakefs.fuse.caches import KernelCaches
 from flakefs.fuse.options import FuseOptions
+from flakefs.fuse.stand_ins import StandIns
 from flakefs.namespace import Inode
 from flakefs.vfs import Caller, Changes, FileSystem
 
 FIRST_PAGE = 32
 """Entries asked for at first: as many as a reply of 4 KiB can hold; later as many as the last reply took."""
 PERMISSION_BITS = 0o7777
-CLOCK_REALTIME_COARSE = 5
-"""The kernel's clock for times of files; Python's `time` has no name for it."""
 
 
 class OpenFolder:
@@ -72,14 +70,6 @@ class OpenFolder:
 
 def caller(ctx: RequestContext) -> Caller:
     return Caller(ctx.uid, ctx.gid, ctx.umask, ctx.pid)
-
-
-def exact(*times: int | None) -> list[int | None]:
-    """The times that setattr is told. "Now" comes as the time of the kernel's last tick, up to 4 ms old: `touch` would
-    make a file older than one written before it. pyfuse3 does not say which it is, so the tick itself is taken for it.
-    """
-    tick, now = time.clock_gettime_ns(CLOCK_REALTIME_COARSE), time.time_ns()
-    return [now if each == tick else each for each in times]
 
 
 class Operations(Handlers):
@@ -102,6 +92,7 @@ class Operations(Handlers):
         self._missing = no_entry(seconds)
         self._missing_now = no_entry(0)
         # Mutable; changed between checkpoints only
+        self._stand_ins = StandIns()
         self._folders: dict[int, OpenFolder] = {}
         self._appending: dict[int, int] = {}  # handles that the kernel caches pages for: inode
         self._looks: deque[tuple[RequestContext, bool]] = deque(maxlen=options.tasks)  # the last getxattr: was it there
@@ -114,28 +105,29 @@ class Operations(Handlers):
 
     @answered
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
-        fresh = self._caches.told.is_repeating(ctx.pid)
-        inode = await self._fs.lookup(parent_inode, name, fresh=fresh)
-        if inode is not None:
-            if not self._ns.shared:
-                return self._given(parent_inode, name, inode)
-            if self._caches.hides((parent_inode, name), inode, ctx.pid, fresh=fresh):
-                return self._missing_now
-            older = self._caches.has_older_name((parent_inode, name), inode)
-            entry = self._given(parent_inode, name, inode)
-            return self._passing(inode) if older else entry
+        place, repeats = (self._stand_ins.real(parent_inode), name), self._caches.repeats
+        fresh = repeats.is_repeating(ctx.pid)
+        inode = await self._fs.lookup(*place, fresh=fresh)
         if fresh:
-            self._caches.told.found_nothing(ctx.pid)
-        if not self._caches.quiet:
-            return self._missing_now
-        self._caches.given(parent_inode, name, None)
-        return self._missing
+            repeats.looked_up(ctx.pid, place, inode is not None)
+        if inode is None:
+            if not self._caches.quiet:
+                return self._missing_now
+            self._caches.given(*place, None)
+            return self._missing
+        if self._ns.shared and self._caches.stands_in(place, inode, ctx.pid):
+            return self._stand_ins.made_of(self._passing(inode), inode.ino)
+        older = self._ns.shared and self._caches.has_older_name(place, inode)
+        entry = self._given(*place, inode)
+        return self._passing(inode) if older else entry
 
     @silent
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
-        forget = self._fs.forget
         for ino, count in inode_list:
-            forget(ino, count)
+            if real := self._stand_ins.forget(ino):
+                self._caches.drop_inode(real, content=False)
+            else:
+                self._fs.forget(ino, count)
 
     @answered
     async def mknod(self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> EntryAttributes:
@@ -179,9 +171,9 @@ class Operations(Handlers):
     ) -> None:
         if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE):
             raise FUSEError(errno.EINVAL)
-        old, new, exchange = (parent_inode_old, name_old), (parent_inode_new, name_new), bool(flags & RENAME_EXCHANGE)
-        noreplace = bool(flags & RENAME_NOREPLACE)
-        told = self._caches.told
+        exchange, noreplace = bool(flags & RENAME_EXCHANGE), bool(flags & RENAME_NOREPLACE)
+        real, told = self._stand_ins.real, self._caches.told
+        old, new = (real(parent_inode_old), name_old), (real(parent_inode_new), name_new)
         if not self._ns.shared:
             await self._fs.rename(*old, *new, noreplace=noreplace, exchange=exchange)
             told.clear()  # what is changed while alone is not noted
@@ -194,9 +186,15 @@ class Operations(Handlers):
                 agreed = told.agrees(old, source) and (not exchange or told.agrees(new, target))
                 return again or agreed
 
-            await self._fs.rename(*old, *new, noreplace=noreplace, exchange=exchange, meant=meant)
+            try:
+                await self._fs.rename(*old, *new, noreplace=noreplace, exchange=exchange, meant=meant)
+            except Exists:
+                if not again:
+                    raise NotMeant(f"there is a {name_new!r}, which the kernel was told is not there") from None
+                self._caches.drop_entry(*new)  # it would go on believing that
+                raise
 
-        await self._caches.refused_once((ctx.pid, old, new, flags), rename)
+        await self._caches.repeats.once(ctx.pid, (old, new, flags), rename)
         told.moved(old, new, exchange=exchange)
         if not agreed:  # it may have moved something else
             for place in (old, new) if exchange else (new,):
@@ -205,13 +203,16 @@ class Operations(Handlers):
 
     @answered
     async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
-        return await self._fs.readlink(inode)
+        return await self._fs.readlink(self._stand_ins.real(inode))
 
     # attributes
 
     @answered
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
-        return self._entry(self._fs.peek(inode) or await self._fs.inode(inode))
+        real = self._stand_ins.real(inode)
+        entry = self._entry(self._fs.peek(real) or await self._fs.inode(real))
+        entry.st_ino = inode
+        return entry
 
     @answered
     async def setattr(
@@ -230,7 +231,7 @@ class Operations(Handlers):
             mtime,
         )
         if self._ns.shared and fh is None and fields.update_size:  # truncate(2): it looks again, fchmod(2) would not
-            await self._caches.refused_once(ctx.pid, partial(self._check_name, inode, reread=True))
+            await self._caches.repeats.once(ctx.pid, None, partial(self._check_name, inode, reread=True))
         return self._entry(await self._fs.setattr(inode, changes, caller(ctx)))
 
     @answered
@@ -281,7 +282,7 @@ class Operations(Handlers):
     @answered
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
         if self._ns.shared or self._caches.forgetting:
-            handle = await self._caches.refused_once(ctx.pid, partial(self._open_meant, inode, flags))
+            handle = await self._caches.repeats.once(ctx.pid, None, partial(self._open_meant, inode, flags))
         else:
             handle = await self._fs.open(inode, flags)
         return self._opened(handle, inode, flags, await self._caches.opened(inode, handle))

@@ -1,4 +1,4 @@
-"""Which inode the kernel takes a name for, in shared mode, and renames of names that lead elsewhere by now.
+"""Which inode the kernel takes a name for, in shared mode.
 
 Purpose
     After a rename the kernel moves its own entry, whatever the name led to when the rename was done: where another
@@ -9,25 +9,15 @@ Invariants
     TO1  What agrees() affirms is what the kernel believes when it asks by that name: it was told that last, or has
          moved it itself. That it was told to forget the name changes nothing: then it looks it up before it asks. What
          is not known is not affirmed.
-    TO2  A rename that is refused for that is refused once: with ESTALE the kernel looks all names up again and repeats
-         the call. The second time it is done, and the kernel is to forget the names afterwards. So is the open() of a
-         file by a name that has gone elsewhere. A repeat that finds no file to open uses the mark up. Callers that
-         cannot be told apart (thread 0: outside the mount's namespace of processes) are never refused.
-    TO3  The look-ups of a call that is repeated are answered by the store: memory may have heard of a part only.
-    TO4  A name that another mount took away from a file with one name is noticed when the kernel is given the new one,
+    TO2  A name that another mount took away from a file with one name is noticed when the kernel is given the new one,
          and dropped at once, before there is news of it: until then the kernel says by itself that a rename between
          both has nothing to do.
-    TO5  A rename that asks for its new name and would be answered with a file that the kernel takes another name for is
-         refused once, too (TO2): it holds the folder, so nothing can be dropped. Others are never refused a look-up:
-         mkdir(2) and link(2) do not look again, but fail with ESTALE. So who cannot be seen to rename is answered. When
-         the file goes from the old name to the new one between the look-ups of the repeat, the new one is kept back:
-         then the kernel asks for the rename, which finds what there is.
 
 Concurrency
     Trio task only; nothing waits.
 
 Not here
-    Making the kernel forget (fuse.caches), the rename (namespace.renames).
+    Making the kernel forget (fuse.caches), what it would do wrong (fuse.repeats, fuse.stand_ins).
 """
 
 from __future__ import annotations
@@ -43,32 +33,18 @@ from flakefs.namespace import Inode
 
 TOLD_MAX = 20_000
 """Of a name that is not remembered any more a rename takes one more question."""
-REPEATED_MAX = 1_000
-REPEAT_SECONDS = 60.0
-"""The kernel repeats a call at once, but its look-ups wait while a server is away."""
-LOOKING_SECONDS = 5.0
-"""A thread that looks something up later than this has given the call up."""
 ON_ITS_WAY_SECONDS = 1.0
 """No request by a name takes longer to get here after the kernel has forgotten the name."""
 
 Place = tuple[int, bytes]
 """(folder, name)"""
-Rename = tuple[int, Place, Place, int]
-"""(thread that asks, old, new, flags)"""
-Asked = Rename | int
-"""A rename, or the thread that asks to open something, or for the new name of a rename: it may be another inode the
-second time.
-"""
 
 
 class Told:
     def __init__(self) -> None:
         self._inos: LRUCache[Place, int] = LRUCache(TOLD_MAX)
         self._places: LRUCache[int, Place] = LRUCache(TOLD_MAX)  # of each inode the name that was told last
-        self._refused: LRUCache[Asked, float] = LRUCache(REPEATED_MAX)  # TO2: when
-        self._repeating: LRUCache[int, float] = LRUCache(REPEATED_MAX)  # TO3: threads, since when
         self._forgotten: LRUCache[Place, int] = LRUCache(TOLD_MAX)  # what names led to that it was told to forget
-        self._looked: LRUCache[int, tuple[Place, int]] = LRUCache(REPEATED_MAX)  # TO5: threads, what they found last
         self.empty = True
 
     def given(self, place: Place, inode: Inode | None) -> None:
@@ -87,7 +63,7 @@ class Told:
         return ino
 
     def unknown(self, place: Place) -> None:
-        """The kernel has moved something else there."""
+        """The kernel has moved something else there, or holds nothing."""
         self._inos.pop(place, None)
         self._forgotten.pop(place, None)
 
@@ -101,7 +77,7 @@ class Told:
         return known
 
     def other_name(self, place: Place, inode: Inode) -> Place | None:
-        """Another name that the kernel takes for this inode, too (TO4)."""
+        """Another name that the kernel takes for this inode, too (TO2)."""
         other = self._places.get(inode.ino)
         return other if other is not None and other != place and self._inos.get(other) == inode.ino else None
 
@@ -109,46 +85,6 @@ class Told:
         """Does the kernel take the name for this inode, None: for one that is not there (TO1)?"""
         ino = self._inos.get(place)
         return (self._forgotten.get(place) if ino is None else ino) == (inode.ino if inode is not None else 0)
-
-    def is_repeated(self, asked: Asked) -> bool:
-        """TO2: was the same refused just now, or must it not be?"""
-        thread = _thread(asked)
-        if not thread:
-            return True
-        if not self._refused:
-            return False
-        when = self._refused.pop(asked, None)
-        self._repeating.pop(thread, None)
-        if asked != thread:
-            self._refused.pop(thread, None)  # TO5
-        return when is not None and monotonic() < when + REPEAT_SECONDS
-
-    def may_be_refused(self, thread: int) -> bool:
-        """TO2, for a look-up: nothing was refused to the thread just now."""
-        when = self._repeating.get(thread)
-        return thread != 0 and (when is None or monotonic() > when + REPEAT_SECONDS)
-
-    def refused(self, asked: Asked) -> None:
-        self._refused[asked] = self._repeating[_thread(asked)] = monotonic()
-        self._looked.pop(_thread(asked), None)
-
-    def finds_again(self, thread: int, place: Place, inode: Inode) -> bool:
-        """TO5, TO3: for a call that is repeated, has the thread found the same inode by another name just before?"""
-        before = self._looked.get(thread)
-        self._looked[thread] = (place, inode.ino)
-        return before is not None and before[0] != place and before[1] == inode.ino
-
-    def found_nothing(self, thread: int) -> None:
-        """What the thread looked up for a call that is repeated is not there: there will be no open()."""
-        if self._refused.pop(thread, None) is not None:
-            self._repeating.pop(thread, None)
-
-    def is_repeating(self, thread: int) -> bool:
-        """TO3: does the thread look names up for a call that is repeated?"""
-        if not self._repeating:
-            return False
-        when = self._repeating.get(thread)
-        return when is not None and monotonic() < when + LOOKING_SECONDS
 
     def moved(self, old: Place, new: Place, *, exchange: bool) -> None:
         """The kernel has moved its entry, or exchanged two."""
@@ -203,7 +139,3 @@ class Leaving:
                 del names[ino][place]
                 if not names[ino]:
                     del names[ino]
-
-
-def _thread(asked: Asked) -> int:
-    return asked if isinstance(asked, int) else asked[0]

@@ -1,4 +1,4 @@
-"""What is answered for what fuse.caches and fuse.told remember: calls that are refused once (K7, TO1, TO2, TO5)."""
+"""What is answered for what fuse.caches and fuse.told remember: calls that are refused once, and stand-ins."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 from pyfuse3 import FUSEError
 
-from flakefs.errors import NotMeant
-from flakefs.fuse import FuseOptions, caches
+from flakefs.errors import Exists, NotMeant
+from flakefs.fuse import FuseOptions, caches, repeats
 from flakefs.fuse import kernel as kernel_side
 from flakefs.fuse.caches import ROOT, KernelCaches
 from flakefs.fuse.operations import Operations
+from flakefs.fuse.repeats import Asked, Repeats
+from flakefs.fuse.stand_ins import FIRST
 from tests.mount.space import Space
 
 
@@ -29,7 +31,11 @@ class Files:
         self.ns = space
         self.asked: list[bool] = []  # at each open: named?
         self.fresh: list[bool] = []  # at each look-up
+        self.places: list[object] = []  # at each look-up and rename
         self.found: Any = None
+        self.exists = False
+        self.remembered: list[int] = []
+        self.forgotten: list[int] = []
         self.meant: list[bool] = []  # at each rename
 
     async def inode(self, ino: int) -> Any:
@@ -41,12 +47,25 @@ class Files:
 
     async def lookup(self, parent: int, name: bytes, *, fresh: bool) -> Any:
         self.fresh.append(fresh)
+        self.places.append((parent, name))
         return self.found
 
+    def peek(self, ino: int) -> Any:
+        return self.ns.inodes.get(ino)
+
     def remember(self, ino: int) -> None:
-        pass
+        self.remembered.append(ino)
+
+    def forget(self, ino: int, count: int) -> None:
+        self.forgotten.append(ino)
+
+    async def readlink(self, ino: int) -> bytes:
+        return b"target of %d" % ino
 
     async def rename(self, *places: object, meant: Callable[..., bool], **options: bool) -> None:
+        self.places.append(places)
+        if self.exists:
+            raise Exists("there")
         self.meant.append(meant(self.ns.inodes[5], None))
         if not self.meant[-1]:
             raise NotMeant("elsewhere")
@@ -59,6 +78,14 @@ def context(pid: int) -> Any:
 @pytest.fixture
 async def files(space: Space) -> Files:
     return Files(space)
+
+
+@pytest.fixture
+def renaming(monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """Threads that are seen to rename."""
+    threads = {7}
+    monkeypatch.setattr(caches, "is_renaming", lambda thread: thread in threads)
+    return threads
 
 
 @pytest.fixture
@@ -109,7 +136,7 @@ async def test_k7_an_open_of_who_cannot_be_told_apart_is_not_refused(
     assert files.asked == [False]
 
 
-async def test_to2_a_repeat_that_finds_nothing_is_over(
+async def test_rp1_a_repeat_that_finds_nothing_is_over(
     operations: Operations, kernel: KernelCaches, files: Files, space: Space
 ) -> None:
     """The next open() of the thread is another one."""
@@ -117,13 +144,12 @@ async def test_to2_a_repeat_that_finds_nothing_is_over(
     kernel.given(ROOT, b"old", inode)
     kernel.drop_entry(ROOT, b"old")
     await refused(operations.open(5, 0, context(7)))
-    for _ in range(2):
-        await operations.lookup(ROOT, b"old", context(7))
-    assert files.fresh == [True, False]
+    await operations.lookup(ROOT, b"old", context(7))
+    assert files.fresh == [True]
     await refused(operations.open(5, 0, context(7)))
 
 
-async def test_to2_after_a_rename_that_was_not_meant_names_are_forgotten(
+async def test_rp1_after_a_rename_that_was_not_meant_names_are_forgotten(
     operations: Operations, kernel: KernelCaches, files: Files, space: Space
 ) -> None:
     inode = space.add(5, ROOT, b"old")
@@ -159,76 +185,209 @@ async def test_to1_a_rename_while_alone_is_not_noted(
     assert not kernel.told.agrees((ROOT, b"old"), inode)
 
 
-@pytest.mark.parametrize("links", [1, 2])
-async def test_to5_the_target_of_a_rename_is_refused_once(
-    kernel: KernelCaches, space: Space, monkeypatch: pytest.MonkeyPatch, links: int
-) -> None:
-    """And nobody else is refused a look-up."""
-    renaming = {7, 8}
-    monkeypatch.setattr(caches, "is_renaming", lambda thread: thread in renaming)
-    old, new = (ROOT, b"old"), (ROOT, b"new")
-    inode = space.add(5, *new)
-    inode.mode, inode.nlink = stat.S_IFREG, links
-    assert not kernel.hides(new, inode, 7, fresh=False)
-    kernel.given(*old, inode)
-    assert not kernel.hides(old, inode, 7, fresh=False)
-    with pytest.raises(NotMeant):
-        kernel.hides(new, inode, 7, fresh=False)
-    for thread in (7, 9, 0):
-        assert not kernel.hides(new, inode, thread, fresh=False)
-    kernel.drop_entry(*old)
-    with pytest.raises(NotMeant):
-        kernel.hides(new, inode, 8, fresh=False)
-    kernel.told.found_nothing(8)
-    inode.mode = stat.S_IFLNK
-    if links == 1:
-        with pytest.raises(NotMeant):
-            kernel.hides(new, inode, 8, fresh=False)
-    else:
-        assert not kernel.hides(new, inode, 8, fresh=False)
+# -- stand-ins --
 
 
-async def test_to5_what_moves_during_the_repeat_is_kept_back(
-    kernel: KernelCaches, space: Space, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kind", [stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK])
+async def test_si1_a_rename_is_shown_another_file(
+    operations: Operations, kernel: KernelCaches, files: Files, space: Space, renaming: set[int], kind: int
 ) -> None:
-    renaming = {7, 8}
-    monkeypatch.setattr(caches, "is_renaming", lambda thread: thread in renaming)
-    old, new = (ROOT, b"old"), (ROOT, b"new")
-    inode, other = space.add(5, *new), space.add(6, *old)
-    for thread in (7, 8, 9):
-        kernel.told.refused(thread)
-    assert not kernel.hides(old, inode, 7, fresh=True)
-    assert not kernel.hides(old, inode, 7, fresh=True)
-    assert not kernel.hides(new, inode, 8, fresh=True)
-    assert not kernel.hides(old, inode, 9, fresh=True)
-    assert not kernel.hides(new, inode, 9, fresh=True), "it does not rename"
-    assert kernel.hides(new, inode, 7, fresh=True)
-    kernel.told.refused(7)
-    assert not kernel.hides(old, inode, 7, fresh=True), "another call: that is the name to be renamed"
-    assert not kernel.hides(new, other, 7, fresh=True)
+    """Each time, as long as the kernel may take another name for it; and nobody else is."""
+    inode = files.found = space.add(5, ROOT, b"new")
+    inode.mode, inode.entries = kind, {} if kind == stat.S_IFDIR else None
+    assert not kernel.stands_in((ROOT, b"new"), inode, 7)
+    kernel.given(ROOT, b"old", inode)
+    assert not kernel.stands_in((ROOT, b"old"), inode, 7)
+    for thread in (9, 0):
+        assert not kernel.stands_in((ROOT, b"new"), inode, thread)
+    shown = [await operations.lookup(ROOT, b"new", context(7)) for _ in range(2)]
+    assert [entry.st_ino for entry in shown] == [FIRST, FIRST + 1]
+    assert [entry.entry_timeout for entry in shown] == [0, 0]
+    assert [entry.st_mode for entry in shown] == [kind, kind]
+    assert list(kernel._names) == [(ROOT, b"old")]
+    assert not files.remembered
+    assert (await operations.lookup(ROOT, b"new", context(9))).st_ino == 5
+    assert files.remembered == [5]
+
+
+async def test_si1_a_file_with_several_names_is_always_another(
+    kernel: KernelCaches, space: Space, renaming: set[int]
+) -> None:
+    """Two names of one file are nothing to rename; whether they are, the store knows. None of them is dropped."""
+    inode = space.add(5, ROOT, b"new")
     inode.nlink = 2
-    kernel.told.refused(7)
-    assert not kernel.hides(old, inode, 7, fresh=True)
-    assert not kernel.hides(new, inode, 7, fresh=True), "both may be there"
+    assert kernel.stands_in((ROOT, b"new"), inode, 7)
+    kernel.given(ROOT, b"old", inode)
+    assert kernel.stands_in((ROOT, b"new"), inode, 7)
+    assert not kernel.stands_in((ROOT, b"new"), inode, 9)
+    assert not kernel._names
 
 
-async def test_to5_a_look_up_of_a_rename_is_answered_estale(
-    operations: Operations, kernel: KernelCaches, files: Files, space: Space, monkeypatch: pytest.MonkeyPatch
+async def test_si2_what_is_asked_of_a_stand_in_is_answered_for_the_inode(
+    operations: Operations, kernel: KernelCaches, files: Files, space: Space, renaming: set[int]
 ) -> None:
-    monkeypatch.setattr(caches, "is_renaming", lambda thread: True)
-    files.found = space.add(5, ROOT, b"new")
-    kernel.given(ROOT, b"old", files.found)
-    await refused(operations.lookup(ROOT, b"new", context(7)))
-    monkeypatch.setattr(operations, "_entry", lambda inode: inode)
-    assert await operations.lookup(ROOT, b"old", context(7)) is files.found
-    kept_back = await operations.lookup(ROOT, b"new", context(7))
-    assert (kept_back.st_ino, kept_back.entry_timeout) == (0, 0)
-    assert not kernel.told.agrees((ROOT, b"new"), files.found)
-    files.found = None
-    await operations.lookup(ROOT, b"old", context(7))
-    assert files.fresh == [False, True, True, True]
+    folder = files.found = space.add(5, ROOT, b"new")
+    folder.entries = {}
+    kernel.given(ROOT, b"old", folder)
+    number = (await operations.lookup(ROOT, b"new", context(7))).st_ino
+    assert (await operations.getattr(number, context(7))).st_ino == number
+    files.found = space.add(6, 5, b"in it")
+    await operations.lookup(number, b"in it", context(7))
+    assert files.places[-1] == (5, b"in it")
+    await operations.rename(number, b"in it", number, b"moved", 0, context(0))
+    assert files.places[-1] == (5, b"in it", 5, b"moved")
+    assert await operations.readlink(number, context(7)) == b"target of 5"
+    kernel._inodes.clear()
+    await operations.forget([(number, 1), (6, 1)])
+    assert files.forgotten == [6]
+    assert kernel._inodes == {5: False}, "its attributes are asked for again"
+    assert operations._stand_ins.real(number) == number
+    assert not operations._stand_ins.forget(number)
 
 
-def test_to5_who_renames_is_seen_by_its_system_call() -> None:
+async def test_si1_the_name_that_a_stand_in_was_shown_for_may_be_renamed(
+    operations: Operations, kernel: KernelCaches, files: Files, space: Space, renaming: set[int]
+) -> None:
+    inode = files.found = space.add(5, ROOT, b"new")
+    kernel.given(ROOT, b"old", inode)
+    await operations.lookup(ROOT, b"new", context(7))
+    await operations.rename(ROOT, b"new", ROOT, b"third", 0, context(7))
+    assert files.meant == [True]
+
+
+async def test_k7_a_name_that_is_there_after_all_is_looked_up_again(
+    operations: Operations, kernel: KernelCaches, files: Files, space: Space
+) -> None:
+    """RENAME_NOREPLACE: the kernel was told that there is no such name, and would go on believing it."""
+    files.exists = True
+    rename = (ROOT, b"old", ROOT, b"new", 1)
+    await refused(operations.rename(*rename, context(7)))
+    assert not kernel._names
+    for pid in (7, 0):
+        with pytest.raises(FUSEError) as raised:
+            await operations.rename(*rename, context(pid))
+        assert raised.value.errno == errno.EEXIST
+        assert list(kernel._names) == [(ROOT, b"new")]
+        kernel._names.clear()
+
+
+def test_si1_who_renames_is_seen_by_its_system_call() -> None:
     assert not kernel_side.is_renaming(os.getpid()), "it reads"
     assert not kernel_side.is_renaming(2**30)
+    assert kernel_side.system_call(2**30) == b""
+
+
+# -- which call is repeated --
+
+OLD, NEW = (ROOT, b"old"), (ROOT, b"new")
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> dict[int, bytes]:
+    """What each thread is seen to call."""
+    seen: dict[int, bytes] = {}
+    monkeypatch.setattr(repeats, "system_call", lambda thread: seen.get(thread, b""))
+    return seen
+
+
+async def ask(memory: Repeats, thread: int, asked: Asked = None) -> bool:
+    """Is it done whatever it finds?"""
+
+    async def call(again: bool) -> bool:
+        if not again:
+            raise NotMeant("elsewhere")
+        return again
+
+    try:
+        return await memory.once(thread, asked, call)
+    except NotMeant:
+        return False
+
+
+async def test_rp1_a_call_is_refused_once(calls: dict[int, bytes]) -> None:
+    memory, rename = Repeats(), (OLD, NEW, 0)
+    for asked in (rename, None):
+        assert [await ask(memory, 7, asked), await ask(memory, 8, asked)] == [False, False]
+        assert [await ask(memory, 7, asked), await ask(memory, 8, asked)] == [True, True]
+        assert not await ask(memory, 7, asked), "the next one is another call"
+        assert await ask(memory, 7, asked)
+
+
+async def test_rp1_where_calls_cannot_be_seen_a_rename_is_the_one_that_was_refused(calls: dict[int, bytes]) -> None:
+    memory = Repeats()
+    for first, then in (((OLD, NEW, 0), (OLD, NEW, 1)), ((OLD, NEW, 0), None), (None, (OLD, NEW, 0))):
+        assert not await ask(memory, 7, first)
+        assert not await ask(memory, 7, then)
+        assert await ask(memory, 7, then)
+    calls[7] = b"82 1 2"
+    assert not await ask(memory, 7, (OLD, NEW, 0))
+    assert await ask(memory, 7, ((9, b"old"), NEW, 0)), "seen to be the same call, which found another folder"
+
+
+async def test_rp1_another_call_is_not_the_repeat(calls: dict[int, bytes]) -> None:
+    memory = Repeats()
+    calls[7] = b"82 1 2"
+    assert not await ask(memory, 7, (OLD, NEW, 0))
+    assert memory.is_repeating(7)
+    calls[7] = b"82 1 3"
+    assert not memory.is_repeating(7)
+    calls[7] = b"82 1 2"
+    assert not await ask(memory, 7, (OLD, NEW, 0)), "that was over"
+    del calls[7]
+    assert await ask(memory, 7, (OLD, NEW, 0)), "not seen any more"
+
+
+async def test_rp1_what_is_missing_ends_the_call(calls: dict[int, bytes]) -> None:
+    memory, rename = Repeats(), (OLD, NEW, 0)
+    assert not await ask(memory, 7, rename)
+    memory.looked_up(7, OLD, True)
+    memory.looked_up(7, NEW, False)
+    assert await ask(memory, 7, rename), "the new name may be missing"
+    assert not await ask(memory, 7, rename)
+    memory.looked_up(7, OLD, False)
+    memory.looked_up(7, NEW, True)
+    assert not await ask(memory, 7, rename)
+    memory.looked_up(7, OLD, False)
+    memory.looked_up(7, OLD, True)
+    assert await ask(memory, 7, rename), "the kernel held it, looked once more, and found it"
+    for found in (False, True):
+        assert not await ask(memory, 8)
+        memory.looked_up(8, OLD, False)
+        if found:
+            memory.looked_up(8, OLD, True)
+        assert await ask(memory, 8) == found
+        memory._calls.clear()
+
+
+async def test_rp1_a_repeat_may_wait_for_a_server(calls: dict[int, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(repeats, "monotonic", lambda: clock.now)
+    memory = Repeats()
+    assert not await ask(memory, 7)
+    for _ in range(2):
+        clock.now += 45.0
+        assert memory.is_repeating(7)
+        memory.looked_up(7, OLD, True)
+    clock.now += 45.0
+    assert await ask(memory, 7), "ESTALE would reach the program"
+    assert not await ask(memory, 7)
+    clock.now += 61.0
+    assert not memory.is_repeating(7)
+    assert not await ask(memory, 7)
+
+
+async def test_rp1_who_cannot_be_told_apart_is_not_refused(calls: dict[int, bytes]) -> None:
+    memory = Repeats()
+    assert await ask(memory, 0)
+    assert await ask(memory, 0, (OLD, NEW, 0))
+    assert not memory.is_repeating(0)
+
+
+async def test_rp2_a_thread_repeats_after_a_refusal_only(calls: dict[int, bytes]) -> None:
+    memory = Repeats()
+    assert not memory.is_repeating(7)
+    assert not await ask(memory, 7)
+    assert memory.is_repeating(7)
+    assert not memory.is_repeating(8)
+    assert await ask(memory, 7)
+    assert not memory.is_repeating(7)

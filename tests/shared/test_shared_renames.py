@@ -11,11 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from flakefs.fuse import told
 from flakefs.fuse.kernel import RENAMES
 from flakefs.fuse.told import Told
 from flakefs.namespace import Inode
@@ -32,6 +30,14 @@ flags, old, new = sys.argv[1:]
 libc = ctypes.CDLL(None, use_errno=True)
 if libc.renameat2(-100, os.fsencode(old), -100, os.fsencode(new), int(flags)):
     sys.exit(os.strerror(ctypes.get_errno()))
+"""
+RACE = """
+import ctypes, sys
+flags = int(sys.argv[1])
+libc = ctypes.CDLL(None, use_errno=True)
+for number in range(30 if flags == 0 else 120):
+    old, new = b"a%d" % (number % 30), b"b%d" % (number % 30)
+    print(ctypes.get_errno() if libc.renameat2(-100, old, -100, new, flags) else 0)
 """
 EXCHANGE = 2
 SEES_RENAMES = pytest.mark.skipif(
@@ -128,24 +134,34 @@ def test_a_name_given_away_before_it_was_shared(new_mount: NewMount) -> None:
     assert (other.path / "a").read_text() == "old"
 
 
-@SEES_RENAMES
-@pytest.mark.parametrize("kind", ["file", "linked", "symlink", "folder"])
-def test_to5_the_same_rename_is_made_once(two: tuple[Mount, Mount], kind: str) -> None:
-    """The new name is asked for while the kernel takes the old one for the same file, and holds the folder."""
-    one, other = two
+def make(path: Path, kind: str) -> None:
     if kind == "folder":
-        (one.path / "a").mkdir()
+        path.mkdir()
     elif kind == "symlink":
-        os.symlink("target", one.path / "a")
+        os.symlink(path.name, path)
     else:
-        (one.path / "a").write_text("a")
+        path.write_text(path.name)
+
+
+@SEES_RENAMES
+@pytest.mark.parametrize("over", [False, True], ids=["absent", "over"])
+@pytest.mark.parametrize("kind", ["file", "linked", "symlink", "folder"])
+def test_si1_the_same_rename_is_made_once(two: tuple[Mount, Mount], kind: str, over: bool) -> None:
+    """The new name is asked for while the kernel takes the old one for the same file, and holds the folder. What it
+    holds by the new name it looks up twice.
+    """
+    one, other = two
+    make(one.path / "a", kind)
     if kind == "linked":
         os.link(one.path / "a", one.path / "c")
-    (one.path / "b").write_text("b")
+    make(one.path / "b", kind)
     until(lambda: {"a", "b"} <= set(names(other.path)))
     (other.path / "a").lstat()
-    (one.path / "b").unlink()
-    until(lambda: not (other.path / "b").exists())
+    if over:
+        (other.path / "b").lstat()
+    else:
+        (one.path / "b").rmdir() if kind == "folder" else (one.path / "b").unlink()
+        until(lambda: "b" not in names(other.path))
     with under_way(other, other.path / "a", other.path / "b", status=1):  # asks for b: the store is asked for it now
         os.rename(one.path / "a", one.path / "b")
     for mount in two:
@@ -155,7 +171,66 @@ def test_to5_the_same_rename_is_made_once(two: tuple[Mount, Mount], kind: str) -
 
 
 @SEES_RENAMES
-def test_to5_one_of_two_at_once_makes_it(two: tuple[Mount, Mount]) -> None:
+@pytest.mark.parametrize("kind", ["file", "linked", "symlink", "folder"])
+def test_si1_the_same_exchange_is_made_twice(two: tuple[Mount, Mount], kind: str) -> None:
+    one, other = two
+    for name in "ab":
+        make(one.path / name, kind)
+        if kind == "linked":
+            os.link(one.path / name, one.path / f"{name}2")
+        until(lambda name=name: os.path.lexists(other.path / name))  # type: ignore[misc]
+    assert not (other.path / "last").exists()
+    for old, new in ("bc", "cb"):  # what is held by the name b is dropped
+        os.rename(one.path / old, one.path / new)
+    (one.path / "last").touch()
+    until((other.path / "last").exists)
+    with under_way(other, other.path / "a", other.path / "b", EXCHANGE):  # asks for b
+        before = [(one.path / name).lstat().st_ino for name in "ab"]
+        exchange(one.path / "a", one.path / "b")
+        assert [(one.path / name).lstat().st_ino for name in "ba"] == before
+    for mount in (other, one):
+        until(lambda mount=mount: [(mount.path / name).lstat().st_ino for name in "ab"] == before)  # type: ignore[misc]
+    os.rename(other.path / "a", other.path / "d")
+    assert (other.path / "d").lstat().st_ino == before[0]
+
+
+def exchange(old: Path, new: Path) -> None:
+    subprocess.run([sys.executable, "-c", RENAME, str(EXCHANGE), str(old), str(new)], check=True)
+
+
+@SEES_RENAMES
+@pytest.mark.parametrize("flags", [0, EXCHANGE], ids=["over", "exchange"])
+def test_si1_racing_renames_agree_on_what_they_did(two: tuple[Mount, Mount], flags: int) -> None:
+    """Nobody is told ESTALE, and each success was one: of a rename over a name there is one in each round, and the
+    exchanges that were made say which file has which name now.
+    """
+    one, other = two
+    (one.path / "d").mkdir()
+    for number in range(30):
+        for name in "ab":
+            (one.path / "d" / f"{name}{number}").write_text(name)
+    until(lambda: len(names(other.path / "d")) == 60)
+    counts = [0] * 30
+    race = [sys.executable, "-c", RACE, str(flags)]
+    processes = [
+        subprocess.Popen(race, cwd=mount.path / "d", stdout=subprocess.PIPE, text=True)
+        for mount in two
+        for _ in range(2)
+    ]
+    for process in processes:
+        results = process.communicate(timeout=100)[0].split()
+        assert set(results) <= {"0", "2"}, "ENOENT at most"
+        for number, result in enumerate(results):
+            counts[number % 30] += result == "0"
+    if flags:
+        found = [(other.path / "d" / f"a{number}").read_text() for number in range(30)]
+        assert found == ["ab"[count % 2] for count in counts]
+    else:
+        assert counts == [1] * 30
+
+
+@SEES_RENAMES
+def test_si1_one_of_two_at_once_makes_it(two: tuple[Mount, Mount]) -> None:
     """The file is new to the other mount: news of that may come in between, and the first refusal with it."""
     one, other = two
     for number in range(40):
@@ -167,7 +242,7 @@ def test_to5_one_of_two_at_once_makes_it(two: tuple[Mount, Mount]) -> None:
     until(lambda: len(names(other.path)) == 40)
 
 
-def test_to5_two_names_of_a_file_are_no_rename(two: tuple[Mount, Mount]) -> None:
+def test_si1_two_names_of_a_file_are_no_rename(two: tuple[Mount, Mount]) -> None:
     """R3: it is refused once at most, which nobody sees."""
     one, other = two
     (one.path / "a").write_text("a")
@@ -271,67 +346,7 @@ def test_to1_what_was_moved_from_an_unknown_name_is_not_known() -> None:
     assert not told.agrees(NEW, inode(5))
 
 
-def test_to2_a_rename_is_refused_once() -> None:
-    told = Told()
-    rename = (77, OLD, NEW, 0)
-    assert not told.is_repeated(rename)
-    told.refused(rename)
-    assert not told.is_repeated((78, OLD, NEW, 0))
-    assert told.is_repeated(rename)
-    assert not told.is_repeated(rename)
-
-
-def test_to2_a_repeat_may_wait_for_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(told, "monotonic", lambda: clock.now)
-    memory = Told()
-    memory.refused(77)
-    clock.now = 45.0
-    assert memory.is_repeated(77), "ESTALE would reach the program"
-    memory.refused(77)
-    clock.now += 61.0
-    assert not memory.is_repeated(77)
-
-
-def test_to2_who_cannot_be_told_apart_is_not_refused() -> None:
-    memory = Told()
-    assert memory.is_repeated(0)
-    assert memory.is_repeated((0, OLD, NEW, 0))
-    assert not memory.is_repeating(0)
-
-
-def test_to2_a_repeat_that_finds_nothing_uses_the_mark_up() -> None:
-    memory = Told()
-    memory.refused(77)
-    memory.found_nothing(78)
-    assert memory.is_repeating(77)
-    memory.found_nothing(77)
-    assert not memory.is_repeating(77)
-    assert not memory.is_repeated(77)
-    rename = (77, OLD, NEW, 0)
-    memory.refused(rename)
-    memory.found_nothing(77)  # the new name, as a rule
-    assert memory.is_repeating(77)
-    assert memory.is_repeated(rename)
-
-
-def test_to5_a_look_up_is_refused_once_in_a_call() -> None:
-    memory = Told()
-    assert memory.may_be_refused(77)
-    assert not memory.may_be_refused(0)
-    memory.refused(77)
-    assert not memory.may_be_refused(77)
-    assert memory.may_be_refused(78)
-    rename = (77, OLD, NEW, 0)
-    assert not memory.is_repeated(rename)  # it arrives
-    assert memory.may_be_refused(77)
-    assert not memory.is_repeated(77), "the next open() is another call"
-    memory.refused(77)
-    memory.found_nothing(77)
-    assert memory.may_be_refused(77)
-
-
-def test_to4_another_name_that_the_kernel_takes_for_the_same_file() -> None:
+def test_to2_another_name_that_the_kernel_takes_for_the_same_file() -> None:
     told = Told()
     told.given(OLD, inode(5))
     assert told.other_name(OLD, inode(5)) is None
@@ -344,13 +359,3 @@ def test_to4_another_name_that_the_kernel_takes_for_the_same_file() -> None:
     told.given(NEW, inode(5))
     told.forget(NEW)
     assert told.other_name(OLD, inode(5)) is None
-
-
-def test_to3_a_thread_repeats_after_a_refusal_only() -> None:
-    told = Told()
-    assert not told.is_repeating(77)
-    told.refused(77)
-    assert told.is_repeating(77)
-    assert not told.is_repeating(78)
-    assert told.is_repeated(77)
-    assert not told.is_repeating(77)

@@ -1,0 +1,98 @@
+"""System calls that are refused once, in shared mode: the kernel looks all names up again, and repeats them.
+
+Purpose
+    Where the kernel takes a name for another file than it is, an open(), truncate() or rename() would not do what the
+    caller meant. With ESTALE the kernel looks up every name of the call again, from the first folder to the last name,
+    and asks once more; the program sees nothing of it. A second ESTALE is passed on to the program.
+
+Invariants
+    RP1  A call is refused once. What the thread asks next belongs to its repeat, unless the thread is seen to be in
+         another call, or what it needs was missing when it was looked up for that: the old name of a rename, any name
+         of an open(). Where calls cannot be seen, a rename must be the one that was refused. Callers that cannot be
+         told apart (thread 0: outside the mount's namespace of processes) are never refused.
+    RP2  The look-ups of a call that is repeated are answered by the store: memory may have heard of a part only.
+    RP3  A look-up is never refused: mkdir(2) and link(2) would fail, and from outside one cannot tell whether the
+         kernel looks up once more because it held the name for something else, or repeats the call.
+
+Concurrency
+    Trio task only. A thread asks one thing at a time.
+
+Not here
+    What is refused (fuse.operations), what the kernel was told (fuse.told).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from time import monotonic
+from typing import TypeVar
+
+from cachetools import LRUCache
+
+from flakefs.errors import NotMeant
+from flakefs.fuse.kernel import system_call
+from flakefs.fuse.told import Place
+
+CALLS_MAX = 1_000
+REPEAT_SECONDS = 60.0
+"""The kernel repeats a call at once, but may wait for others in the folder while a server is away."""
+
+T = TypeVar("T")
+Asked = tuple[Place, Place, int] | None
+"""A rename (old, new, flags); None: to open something, which may be another inode the second time."""
+
+
+class Call:
+    """A call that was refused, until it is over."""
+
+    __slots__ = ("asked", "missing", "seen", "since")
+
+    def __init__(self, asked: Asked, seen: bytes) -> None:
+        self.asked = asked
+        self.seen = seen  # what the thread was seen to call; b"": that may not be seen
+        self.missing = False  # RP1
+        self.since = monotonic()  # the last answer
+
+
+class Repeats:
+    def __init__(self) -> None:
+        self._calls: LRUCache[int, Call] = LRUCache(CALLS_MAX)  # by thread
+
+    async def once(self, thread: int, asked: Asked, call: Callable[[bool], Awaitable[T]]) -> T:
+        """*call* is told whether it may not raise NotMeant (RP1)."""
+        again = self._is_repeat(thread, asked)
+        try:
+            return await call(again)
+        except NotMeant:
+            self._calls[thread] = Call(asked, system_call(thread))
+            raise
+
+    def _is_repeat(self, thread: int, asked: Asked) -> bool:
+        if not thread:
+            return True
+        if not self.is_repeating(thread):
+            return False
+        call = self._calls.pop(thread)
+        if call.missing or (call.asked is None) != (asked is None):
+            return False
+        return call.seen != b"" or call.asked == asked
+
+    def is_repeating(self, thread: int) -> bool:
+        """Does the thread look names up for a call that is repeated (RP2)?"""
+        call = self._calls.get(thread) if self._calls else None
+        if call is None:
+            return False
+        if monotonic() < call.since + REPEAT_SECONDS:
+            seen = system_call(thread)
+            if seen == call.seen or not (seen and call.seen):
+                return True
+        del self._calls[thread]
+        return False
+
+    def looked_up(self, thread: int, place: Place, found: bool) -> None:
+        """What the answer is, for a call that is repeated."""
+        call = self._calls.get(thread)
+        if call is not None:
+            call.since = monotonic()
+            if call.asked is None or call.asked[0] == place:
+                call.missing = not found
