@@ -5,7 +5,8 @@ Invariants
     CO2  What is not committed here is left alone: it meets its guard. A name that this session itself changed lately
          becomes unknown: the news may be older than the change. So does one of which news came while a change of it
          waited for its commit, once nothing of it waits: the news may be younger.
-    CO3  When news may have been lost, nothing that is clean is believed any more.
+    CO3  When news may have been lost, nothing that is clean is believed any more; and the times of folders once more
+         when those of that moment are written (namespace.times).
 
 Concurrency
     Belongs to the trio thread; nothing here waits.
@@ -31,6 +32,8 @@ from flakefs.namespace.times import Raise, apply
 RECENT_SECONDS = 30.0
 """News is never later than this: a stream that lags more has been given up."""
 RECENT_MAX = 10_000
+LATE_SECONDS = 3.0
+"""Times of which the news was lost are written by then."""
 LEFT_SECONDS = 1.0
 """After this time news of what took a name's place has come."""
 
@@ -57,6 +60,7 @@ class Coherence:
         self._missed: set[Place] = set()  # names in changes of ours, of which there was news meanwhile
         self._left: LRUCache[Place, float] = LRUCache(RECENT_MAX)  # names that somebody else took away: when
         self._numbers: dict[int, int] = {}
+        self._late: float | None = None  # when folders are read again, because news was lost (CO3)
         self.applied = 0
 
     def changed(self, places: tuple[Place, ...]) -> None:
@@ -107,6 +111,7 @@ class Coherence:
         cache = self._cache
         if not cache.shared:
             return
+        self._late = monotonic() + LATE_SECONDS
         self._missed.update(cache.changing)  # the news that is lost may have been of them
         for inode in list(cache.known.values()):
             inode.expires = STALE
@@ -121,6 +126,18 @@ class Coherence:
             inode.entries = kept
         cache.touched(list(cache.known))
         self.forget_kernel()
+
+    def doubt_times(self) -> None:
+        """CO3. To be called now and then."""
+        if self._late is None or monotonic() < self._late:
+            return
+        self._late = None
+        cache = self._cache
+        for inode in list(cache.known.values()):
+            if inode.entries is not None:
+                inode.expires = STALE
+                self.drop_attributes(inode.ino)
+        cache.touched(list(cache.known))
 
     def forget_kernel(self) -> None:
         """The kernel believes nothing that it was told."""

@@ -236,6 +236,7 @@ class Shared:
     async def _write_times(self) -> None:
         while True:
             await trio.sleep(TIMES_SECONDS)
+            self._coherence.doubt_times()
             if self._cache.times.pending:
                 try:
                     await self.write_times()
