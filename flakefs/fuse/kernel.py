@@ -98,7 +98,8 @@ def system_call(thread: int) -> bytes:
                 line = file.read(200)
                 if not line.startswith(b"running"):
                     return line
-                file.seek(0)  # it has asked, and is about to fall asleep
+                os.sched_yield()  # it has asked, and is about to fall asleep
+                file.seek(0)
     except OSError:
         pass
     return b""

@@ -106,10 +106,9 @@ class Operations(Handlers):
     @answered
     async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
         place, repeats = (self._stand_ins.real(parent_inode), name), self._caches.repeats
-        fresh = repeats.is_repeating(ctx.pid)
+        fresh = repeats.is_repeating(ctx.pid, place)
         inode = await self._fs.lookup(*place, fresh=fresh)
-        if fresh:
-            repeats.looked_up(ctx.pid, place, inode is not None)
+        repeats.looked_up(ctx.pid, place, inode.ino if inode is not None else 0)
         if inode is None:
             if not self._caches.quiet:
                 return self._missing_now
@@ -231,7 +230,7 @@ class Operations(Handlers):
             mtime,
         )
         if self._ns.shared and fh is None and fields.update_size:  # truncate(2): it looks again, fchmod(2) would not
-            await self._caches.repeats.once(ctx.pid, None, partial(self._check_name, inode, reread=True))
+            await self._caches.repeats.once(ctx.pid, inode, partial(self._check_name, inode, reread=True))
         return self._entry(await self._fs.setattr(inode, changes, caller(ctx)))
 
     @answered
@@ -282,7 +281,7 @@ class Operations(Handlers):
     @answered
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
         if self._ns.shared or self._caches.forgetting:
-            handle = await self._caches.repeats.once(ctx.pid, None, partial(self._open_meant, inode, flags))
+            handle = await self._caches.repeats.once(ctx.pid, inode, partial(self._open_meant, inode, flags))
         else:
             handle = await self._fs.open(inode, flags)
         return self._opened(handle, inode, flags, await self._caches.opened(inode, handle))
@@ -345,6 +344,7 @@ class Operations(Handlers):
 
     @answered
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
+        self._caches.repeats.over(ctx.pid)
         handle = await self._fs.opendir(inode)
         self._folders[handle] = OpenFolder(inode)
         return handle

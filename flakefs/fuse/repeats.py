@@ -7,8 +7,9 @@ Purpose
 
 Invariants
     RP1  A call is refused once. What the thread asks next belongs to its repeat, unless the thread is seen to be in
-         another call, or what it needs was missing when it was looked up for that: the old name of a rename, any name
-         of an open(). Where calls cannot be seen, a rename must be the one that was refused. Callers that cannot be
+         another call, or it cannot: an open() is of what was looked up last, a moment ago, and there is nothing to open
+         or rename by a name that was missing. A name that is missing may be looked up twice: the kernel held it for
+         something else. Where calls cannot be seen, a rename must be the one that was refused. Callers that cannot be
          told apart (thread 0: outside the mount's namespace of processes) are never refused.
     RP2  The look-ups of a call that is repeated are answered by the store: memory may have heard of a part only.
     RP3  A look-up is never refused: mkdir(2) and link(2) would fail, and from outside one cannot tell whether the
@@ -36,21 +37,23 @@ from flakefs.fuse.told import Place
 CALLS_MAX = 1_000
 REPEAT_SECONDS = 60.0
 """The kernel repeats a call at once, but may wait for others in the folder while a server is away."""
+AT_ONCE_SECONDS = 1.0
+"""Between the answer to the last look-up of an open() and that."""
 
 T = TypeVar("T")
-Asked = tuple[Place, Place, int] | None
-"""A rename (old, new, flags); None: to open something, which may be another inode the second time."""
+Asked = tuple[Place, Place, int] | int
+"""A rename (old, new, flags), or the inode that is to be opened; it may be another one the second time."""
 
 
 class Call:
     """A call that was refused, until it is over."""
 
-    __slots__ = ("asked", "missing", "seen", "since")
+    __slots__ = ("asked", "last", "seen", "since")
 
     def __init__(self, asked: Asked, seen: bytes) -> None:
         self.asked = asked
         self.seen = seen  # what the thread was seen to call; b"": that may not be seen
-        self.missing = False  # RP1
+        self.last: tuple[Place, int] | None = None  # what it looked up, of a rename the old name; 0: missing
         self.since = monotonic()  # the last answer
 
 
@@ -70,29 +73,42 @@ class Repeats:
     def _is_repeat(self, thread: int, asked: Asked) -> bool:
         if not thread:
             return True
-        if not self.is_repeating(thread):
+        call = self._repeated(thread)
+        self.over(thread)
+        if call is None or isinstance(asked, int) != isinstance(call.asked, int):
             return False
-        call = self._calls.pop(thread)
-        if call.missing or (call.asked is None) != (asked is None):
+        if call.last is not None and isinstance(asked, int):
+            return call.last[1] == asked and monotonic() < call.since + AT_ONCE_SECONDS
+        if call.last is not None and not call.last[1]:
             return False
-        return call.seen != b"" or call.asked == asked
+        return isinstance(asked, int) or call.seen != b"" or call.asked == asked
 
-    def is_repeating(self, thread: int) -> bool:
-        """Does the thread look names up for a call that is repeated (RP2)?"""
+    def _repeated(self, thread: int) -> Call | None:
         call = self._calls.get(thread) if self._calls else None
-        if call is None:
-            return False
-        if monotonic() < call.since + REPEAT_SECONDS:
+        if call is not None and monotonic() < call.since + REPEAT_SECONDS:
             seen = system_call(thread)
             if seen == call.seen or not (seen and call.seen):
-                return True
-        del self._calls[thread]
-        return False
+                return call
+        self.over(thread)
+        return None
 
-    def looked_up(self, thread: int, place: Place, found: bool) -> None:
-        """What the answer is, for a call that is repeated."""
-        call = self._calls.get(thread)
+    def over(self, thread: int) -> None:
+        """The thread repeats no call any more."""
+        if self._calls:
+            self._calls.pop(thread, None)
+
+    def is_repeating(self, thread: int, place: Place) -> bool:
+        """Does the thread look the name up for a call that is repeated (RP2)?"""
+        call = self._repeated(thread)
+        if call is not None and call.last is not None and not call.last[1] and call.last[0] != place:
+            self.over(thread)
+            return False
+        return call is not None
+
+    def looked_up(self, thread: int, place: Place, ino: int) -> None:
+        """The answer to a look-up; 0: it is missing."""
+        call = self._calls.get(thread) if self._calls else None
         if call is not None:
             call.since = monotonic()
-            if call.asked is None or call.asked[0] == place:
-                call.missing = not found
+            if isinstance(call.asked, int) or call.asked[0] == place:
+                call.last = place, ino

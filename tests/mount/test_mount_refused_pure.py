@@ -59,6 +59,9 @@ class Files:
     def forget(self, ino: int, count: int) -> None:
         self.forgotten.append(ino)
 
+    async def opendir(self, ino: int) -> int:
+        return 78
+
     async def readlink(self, ino: int) -> bytes:
         return b"target of %d" % ino
 
@@ -134,6 +137,34 @@ async def test_k7_an_open_of_who_cannot_be_told_apart_is_not_refused(
     kernel.drop_entry(ROOT, b"old")
     assert (await operations.open(5, 0, context(0))).fh == 77
     assert files.asked == [False]
+
+
+async def test_rp1_a_folder_that_is_opened_is_no_repeat(
+    operations: Operations, kernel: KernelCaches, files: Files, space: Space
+) -> None:
+    """Of the file that it was: the next open() of the thread is another one."""
+    inode = space.add(5, ROOT, b"new")
+    kernel.given(ROOT, b"old", inode)
+    kernel.drop_entry(ROOT, b"old")
+    await refused(operations.open(5, 0, context(7)))
+    await operations.opendir(6, context(7))
+    await refused(operations.open(5, 0, context(7)))
+
+
+async def test_rp1_an_open_finds_its_name_missing_and_there(
+    operations: Operations, kernel: KernelCaches, files: Files, space: Space
+) -> None:
+    """The kernel asks twice for what it held: a second ESTALE would reach the program."""
+    inode = space.add(5, ROOT, b"new")
+    kernel.given(ROOT, b"old", inode)
+    kernel.drop_entry(ROOT, b"old")
+    await refused(operations.open(5, 0, context(7)))
+    await operations.lookup(ROOT, b"old", context(7))
+    files.found = inode
+    await operations.lookup(ROOT, b"old", context(7))
+    assert files.fresh == [True, True]
+    kernel.drop_entry(ROOT, b"old")
+    assert (await operations.open(5, 0, context(7))).fh == 77
 
 
 async def test_rp1_a_repeat_that_finds_nothing_is_over(
@@ -290,7 +321,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[int, bytes]:
     return seen
 
 
-async def ask(memory: Repeats, thread: int, asked: Asked = None) -> bool:
+async def ask(memory: Repeats, thread: int, asked: Asked = 5) -> bool:
     """Is it done whatever it finds?"""
 
     async def call(again: bool) -> bool:
@@ -306,7 +337,7 @@ async def ask(memory: Repeats, thread: int, asked: Asked = None) -> bool:
 
 async def test_rp1_a_call_is_refused_once(calls: dict[int, bytes]) -> None:
     memory, rename = Repeats(), (OLD, NEW, 0)
-    for asked in (rename, None):
+    for asked in (rename, 5):
         assert [await ask(memory, 7, asked), await ask(memory, 8, asked)] == [False, False]
         assert [await ask(memory, 7, asked), await ask(memory, 8, asked)] == [True, True]
         assert not await ask(memory, 7, asked), "the next one is another call"
@@ -315,7 +346,7 @@ async def test_rp1_a_call_is_refused_once(calls: dict[int, bytes]) -> None:
 
 async def test_rp1_where_calls_cannot_be_seen_a_rename_is_the_one_that_was_refused(calls: dict[int, bytes]) -> None:
     memory = Repeats()
-    for first, then in (((OLD, NEW, 0), (OLD, NEW, 1)), ((OLD, NEW, 0), None), (None, (OLD, NEW, 0))):
+    for first, then in (((OLD, NEW, 0), (OLD, NEW, 1)), ((OLD, NEW, 0), 5), (5, (OLD, NEW, 0))):
         assert not await ask(memory, 7, first)
         assert not await ask(memory, 7, then)
         assert await ask(memory, 7, then)
@@ -328,51 +359,68 @@ async def test_rp1_another_call_is_not_the_repeat(calls: dict[int, bytes]) -> No
     memory = Repeats()
     calls[7] = b"82 1 2"
     assert not await ask(memory, 7, (OLD, NEW, 0))
-    assert memory.is_repeating(7)
+    assert memory.is_repeating(7, OLD)
     calls[7] = b"82 1 3"
-    assert not memory.is_repeating(7)
+    assert not memory.is_repeating(7, OLD)
     calls[7] = b"82 1 2"
     assert not await ask(memory, 7, (OLD, NEW, 0)), "that was over"
     del calls[7]
     assert await ask(memory, 7, (OLD, NEW, 0)), "not seen any more"
 
 
-async def test_rp1_what_is_missing_ends_the_call(calls: dict[int, bytes]) -> None:
+async def test_rp1_what_is_missing_ends_a_rename(calls: dict[int, bytes]) -> None:
     memory, rename = Repeats(), (OLD, NEW, 0)
     assert not await ask(memory, 7, rename)
-    memory.looked_up(7, OLD, True)
-    memory.looked_up(7, NEW, False)
+    memory.looked_up(7, OLD, 5)
+    memory.looked_up(7, NEW, 0)
     assert await ask(memory, 7, rename), "the new name may be missing"
     assert not await ask(memory, 7, rename)
-    memory.looked_up(7, OLD, False)
-    memory.looked_up(7, NEW, True)
+    memory.looked_up(7, OLD, 0)
     assert not await ask(memory, 7, rename)
-    memory.looked_up(7, OLD, False)
-    memory.looked_up(7, OLD, True)
-    assert await ask(memory, 7, rename), "the kernel held it, looked once more, and found it"
-    for found in (False, True):
-        assert not await ask(memory, 8)
-        memory.looked_up(8, OLD, False)
-        if found:
-            memory.looked_up(8, OLD, True)
-        assert await ask(memory, 8) == found
-        memory._calls.clear()
+    memory.looked_up(7, OLD, 0)
+    assert memory.is_repeating(7, OLD), "the kernel held it, and looks once more"
+    memory.looked_up(7, OLD, 5)
+    assert await ask(memory, 7, rename)
+    assert not await ask(memory, 7, rename)
+    memory.looked_up(7, OLD, 0)
+    assert not memory.is_repeating(7, NEW), "another call"
+    assert not memory.is_repeating(7, OLD)
+
+
+async def test_rp1_an_open_is_of_what_was_looked_up_last(
+    calls: dict[int, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = Repeats()
+    for ino, asked, repeated in ((6, 6, True), (6, 5, False), (0, 5, False)):
+        assert not await ask(memory, 7, 5)
+        memory.looked_up(7, OLD, 0)
+        memory.looked_up(7, OLD, ino)
+        assert await ask(memory, 7, asked) == repeated
+        memory.over(7)
+    assert not await ask(memory, 7, 5)
+    memory.looked_up(7, OLD, 6)
+    now = repeats.monotonic()
+    monkeypatch.setattr(repeats, "monotonic", lambda: now + repeats.AT_ONCE_SECONDS + 1)
+    assert not await ask(memory, 7, 6), "a later one"
 
 
 async def test_rp1_a_repeat_may_wait_for_a_server(calls: dict[int, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(repeats, "monotonic", lambda: clock.now)
     memory = Repeats()
-    assert not await ask(memory, 7)
-    for _ in range(2):
+    rename = (OLD, NEW, 0)
+    assert not await ask(memory, 7, rename)
+    for place in (OLD, NEW):
         clock.now += 45.0
-        assert memory.is_repeating(7)
-        memory.looked_up(7, OLD, True)
+        assert memory.is_repeating(7, place)
+        memory.looked_up(7, place, 5)
+    assert await ask(memory, 7, rename), "ESTALE would reach the program"
+    assert not await ask(memory, 7)
     clock.now += 45.0
-    assert await ask(memory, 7), "ESTALE would reach the program"
+    assert await ask(memory, 7)
     assert not await ask(memory, 7)
     clock.now += 61.0
-    assert not memory.is_repeating(7)
+    assert not memory.is_repeating(7, OLD)
     assert not await ask(memory, 7)
 
 
@@ -380,14 +428,14 @@ async def test_rp1_who_cannot_be_told_apart_is_not_refused(calls: dict[int, byte
     memory = Repeats()
     assert await ask(memory, 0)
     assert await ask(memory, 0, (OLD, NEW, 0))
-    assert not memory.is_repeating(0)
+    assert not memory.is_repeating(0, OLD)
 
 
 async def test_rp2_a_thread_repeats_after_a_refusal_only(calls: dict[int, bytes]) -> None:
     memory = Repeats()
-    assert not memory.is_repeating(7)
+    assert not memory.is_repeating(7, OLD)
     assert not await ask(memory, 7)
-    assert memory.is_repeating(7)
-    assert not memory.is_repeating(8)
+    assert memory.is_repeating(7, OLD)
+    assert not memory.is_repeating(8, OLD)
     assert await ask(memory, 7)
-    assert not memory.is_repeating(7)
+    assert not memory.is_repeating(7, OLD)
