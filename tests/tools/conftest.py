@@ -126,7 +126,7 @@ class World:
         fields = {
             "ino": ino, "parent": parent, "name": name, "mode": mode, "uid": 0, "gid": 0, "rdev": 0, "size": 0,
             "nlink": 1, "used": x.covered(extents), "atime": NOW, "mtime": NOW, "ctime": NOW, "btime": NOW,
-            "xattrs": {}, "target": b"",
+            "xattrs": {}, "target": b"", "mset": 0, "aset": 0,
         }  # fmt: skip
         node: Any = SimpleNamespace(**{**fields, **changes})
         self.meta[d.INODES].insert_one(d.inode_document(node, extents, 1))
