@@ -101,7 +101,7 @@ class KernelCaches:
         self.told = Told()  # in shared mode
         self._leaving = Leaving()  # K7
         self.repeats = Repeats()  # in shared mode
-        self._moved = Moved(ns, mountpoint, lambda paths: self._tell(_look_up, paths))  # K8
+        self._moved = Moved(ns, mountpoint, self._not_found)  # K8
         self._wake_inodes = trio.Event()
         self._wake_names = trio.Event()
         self.dropped_inodes = self.dropped_names = self.dropped_all = 0
@@ -303,6 +303,19 @@ class KernelCaches:
                     folders.append(path)
         if folders:
             await self._tell(_look_up, sorted(folders))
+
+    async def _not_found(self, paths: list[bytes]) -> list[bytes]:
+        """Look them up; those that are not there, or that the kernel could not take to their place now."""
+        missed: list[bytes] = []
+
+        def look(path: bytes) -> None:
+            try:
+                os.lstat(path)
+            except OSError:
+                missed.append(path)
+
+        await self._tell(look, paths)
+        return missed
 
     def _path(self, inode: Inode) -> bytes | None:
         parts: list[bytes] = []

@@ -32,13 +32,18 @@ from flakefs.values import ROOT_INO
 LOOKED_UP_MAX = 1_000
 """Folders that are looked up again at a time."""
 DEPTH_MAX = 1_000
+LOOKS = 5
+PAUSE_SECONDS = 0.05
+"""One that is not found by its new name is looked for so often: news of a folder above it may be under way, or the
+kernel may be at work in the folder where it was.
+"""
 
 
 class Moved:
-    def __init__(self, ns: Namespace, mountpoint: str, look_up: Callable[[list[bytes]], Awaitable[None]]) -> None:
+    def __init__(self, ns: Namespace, mountpoint: str, missed: Callable[[list[bytes]], Awaitable[list[bytes]]]) -> None:
         self._ns = ns
         self._mountpoint = os.fsencode(mountpoint)
-        self._look_up = look_up
+        self._missed = missed  # looks paths up, returns those that it did not find
         # Mutable
         self._news: dict[int, Place] = {}  # the kernel has not forgotten their old names yet
         self._places: dict[int, Place] = {}
@@ -68,12 +73,21 @@ class Moved:
         while True:
             await self._wake.wait()
             self._wake = trio.Event()
+            looks: dict[tuple[int, Place], int] = {}
             while self._places:
                 places, self._places = self._places, {}
-                await self._look_up(sorted(await self._paths(places)))
+                paths = await self._paths(places)
+                missed = {paths[path] for path in await self._missed(sorted(paths))}
+                for ino in missed:
+                    looked = ino, places[ino]
+                    looks[looked] = looks.get(looked, 0) + 1
+                    if looks[looked] < LOOKS:
+                        self._places.setdefault(ino, places[ino])
+                if missed:
+                    await trio.sleep(PAUSE_SECONDS)
 
-    async def _paths(self, places: dict[int, Place]) -> list[bytes]:
-        paths = []
+    async def _paths(self, places: dict[int, Place]) -> dict[bytes, int]:
+        paths = {}
         for ino, place in places.items():
             if ino not in self._ns.held:
                 continue
@@ -82,7 +96,7 @@ class Moved:
             except FlakeError:  # a folder above it is gone, or the server is away: then everything is dropped soon
                 continue
             if path is not None:
-                paths.append(path)
+                paths[path] = ino
         return paths
 
     async def _path(self, place: Place) -> bytes | None:

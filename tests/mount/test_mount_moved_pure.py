@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from flakefs.errors import Stale, Unavailable
 from flakefs.fuse import moved
@@ -52,16 +53,18 @@ class Looks:
         self.send, self.receive = trio.open_memory_channel[list[bytes]](100)
         self.free = trio.Event()
         self.free.set()
+        self.missed: list[bytes] = []
 
-    async def __call__(self, paths: list[bytes]) -> None:
+    async def __call__(self, paths: list[bytes]) -> list[bytes]:
         self.send.send_nowait(paths)
         await self.free.wait()
+        return [path for path in paths if path in self.missed]
 
 
 @asynccontextmanager
 async def running(tree: Tree) -> AsyncIterator[tuple[Moved, Looks]]:
     looks = Looks()
-    call: Callable[[list[bytes]], Awaitable[None]] = looks
+    call: Callable[[list[bytes]], Awaitable[list[bytes]]] = looks
     subject = Moved(tree, "/mnt", call)  # type: ignore[arg-type]
     async with trio.open_nursery() as nursery:
         nursery.start_soon(subject.run)
@@ -128,3 +131,24 @@ async def test_m2_what_cannot_be_found_now_is_left_out(tree: Tree) -> None:
         subject.add(6, (ROOT_INO, b"e"))
         subject.forgotten(subject.take())
         assert await looks.receive.receive() == [b"/mnt/e"]
+
+
+async def test_one_that_is_missed_is_looked_for_again(tree: Tree, autojump_clock: trio.testing.MockClock) -> None:
+    """News of a folder above it comes later."""
+    async with running(tree) as (subject, looks):
+        looks.missed = [b"/mnt/a/e"]
+        tree.folder(7, 5, b"g")
+        subject.add(6, (5, b"e"))
+        subject.add(7, (5, b"f"))
+        subject.forgotten(subject.take())
+        assert await looks.receive.receive() == [b"/mnt/a/e", b"/mnt/a/f"]
+        tree.inodes[5].name = b"b"
+        assert await looks.receive.receive() == [b"/mnt/b/e"]
+        looks.missed.append(b"/mnt/b/h")
+        subject.add(6, (5, b"h"))
+        subject.forgotten(subject.take())
+        for _ in range(moved.LOOKS):
+            assert await looks.receive.receive() == [b"/mnt/b/h"]
+        subject.add(6, (5, b"i"))
+        subject.forgotten(subject.take())
+        assert await looks.receive.receive() == [b"/mnt/b/i"]
