@@ -26,10 +26,10 @@ Not here
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from time import monotonic
 from typing import NamedTuple
 
 from bson.int64 import Int64
-from cachetools import TTLCache
 from pymongo import UpdateOne
 from pymongo.database import Database
 
@@ -37,8 +37,9 @@ from flakefs.format.documents import INODES, Document
 from flakefs.namespace.inode import ASKED_ATIME, ASKED_MTIME, Inode
 
 LATELY_SECONDS = 60.0
-"""A raise is written within a second, or noted again."""
+"""A raise is kept for so long at least. It is written within a second, or noted again."""
 LATELY_MAX = 10_000
+"""Or until so many others have come."""
 
 
 class Raise(NamedTuple):
@@ -53,6 +54,25 @@ class Raise(NamedTuple):
     """The same of the atime."""
 
 
+class _Lately:
+    """Raises of the last minute or two, by number. Asked for each inode that is read, so it counts no single times."""
+
+    def __init__(self) -> None:
+        self._young: dict[int, Raise] = {}
+        self._old: dict[int, Raise] = {}
+        self._turn = 0.0
+
+    def get(self, ino: int) -> Raise | None:
+        return self._young.get(ino) or self._old.get(ino)
+
+    def put(self, ino: int, raised: Raise) -> None:
+        now = monotonic()
+        if now >= self._turn or len(self._young) >= LATELY_MAX:
+            self._old, self._young = self._young, {}
+            self._turn = now + LATELY_SECONDS
+        self._young[ino] = raised
+
+
 class Times:
     def __init__(self) -> None:
         # Mutable, between two awaits only
@@ -60,7 +80,7 @@ class Times:
         self.pending: dict[int, Raise] = {}
         """To be written."""
         self._flying: dict[int, Raise] = {}  # being written
-        self._lately: TTLCache[int, Raise] = TTLCache(LATELY_MAX, LATELY_SECONDS)  # TM4
+        self._lately = _Lately()  # TM4
 
     def note(self, inode: Inode, raised: Raise) -> None:
         """This session's own raise, which is committed (or needs no commit): to be written."""
@@ -71,17 +91,17 @@ class Times:
     def heard(self, ino: int, raised: Raise) -> None:
         """A raise that is committed; somebody else writes it."""
         if raised.time or raised.atime:
-            self._lately[ino] = joined(self._lately.get(ino), raised)
+            self._lately.put(ino, joined(self._lately.get(ino), raised))
 
     def lay_over(self, inode: Inode) -> None:
         """TM4: *inode* is as it was just read."""
-        raised = self._lately.get(inode.ino) if self._lately else None
+        raised = self._lately.get(inode.ino)
         if raised is not None:
             apply(inode, raised)
 
     def mark(self, inode: Inode, now: int, *, mtime: bool, atime: bool) -> None:
         """TM2: these times of *inode* are set by a program, right after this call. mtime of a file is no such time."""
-        raised = self._lately.get(inode.ino, Raise())
+        raised = self._lately.get(inode.ino) or Raise()
         if mtime and inode.entries is not None:
             inode.mset = max(now, inode.mset + 1, inode.ctime + 1, raised.time + 1)
             inode.asked |= ASKED_MTIME
@@ -91,7 +111,7 @@ class Times:
             inode.aset = max(now, inode.aset + 1, raised.atime + 1) if needed else 0
             inode.asked |= ASKED_ATIME
             if raised.atime:
-                self._lately[inode.ino] = raised._replace(atime=0, aset=0)
+                self._lately.put(inode.ino, raised._replace(atime=0, aset=0))
 
     def take(self) -> dict[int, Raise]:
         """What is to be written. done() or give_back() comes next."""
@@ -112,7 +132,7 @@ class Times:
     def forget(self) -> None:
         """Nothing will be written any more."""
         self.pending = {}
-        self._lately.clear()
+        self._lately = _Lately()
 
 
 def joined(before: Raise | None, later: Raise) -> Raise:

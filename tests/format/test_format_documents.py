@@ -76,6 +76,8 @@ def test_inode_round_trip(node: SimpleNamespace, found: list[Extent], version: i
         ("used", node.used),
         ("rdev", node.rdev),
         ("xattrs", node.xattrs),
+        ("mset", node.mset),
+        ("aset", node.aset),
         ("target", node.target),
         ("e", found),
     ):
@@ -179,6 +181,8 @@ SYMLINK_GOLDEN = {
     "size": Int64(9), "nlink": Int64(1), "atime": Int64(1), "mtime": Int64(2), "ctime": Int64(3), "btime": Int64(4),
     "v": Int64(1), "target": b"elsewhere",
 }  # fmt: skip
+FOLDER_GOLDEN = {**SYMLINK_GOLDEN, "mode": 0o040755, "size": Int64(0), "mset": Int64(7), "aset": Int64(8)}
+del FOLDER_GOLDEN["target"]
 DEVICE_GOLDEN = {**SYMLINK_GOLDEN, "mode": 0o020600, "size": Int64(0), "rdev": Int64(259)}
 del DEVICE_GOLDEN["target"]
 LINK_GOLDEN = {"_id": Int64(-8), "p": Int64(1), "n": "also", "i": Int64(7), "v": Int64(1)}
@@ -207,6 +211,11 @@ def device() -> SimpleNamespace:
     return SimpleNamespace(**{**vars(link_of(b"")), "mode": 0o020600, "size": 0, "rdev": 259})
 
 
+def folder() -> SimpleNamespace:
+    """Whose times a program has set."""
+    return SimpleNamespace(**{**vars(link_of(b"")), "mode": 0o040755, "size": 0, "mset": 7, "aset": 8})
+
+
 def link_of(target: bytes) -> SimpleNamespace:
     return SimpleNamespace(
         **{**vars(NODE), "name": b"\xff", "mode": 0o120777, "xattrs": {}, "target": target, "used": 0}
@@ -218,6 +227,7 @@ def link_of(target: bytes) -> SimpleNamespace:
     [
         (d.inode_document(NODE, [Extent(0, 5, REF, 0), Extent(5, 4, b"tail", 0)], 6), INODE_GOLDEN),
         (d.inode_document(link_of(b"elsewhere"), [], 1), SYMLINK_GOLDEN),
+        (d.inode_document(folder(), [], 1), FOLDER_GOLDEN),
         (d.inode_document(device(), [], 1), DEVICE_GOLDEN),
         (d.link_document(d.LinkRecord(-8, 1, b"also", 7, 1)), LINK_GOLDEN),
         (d.segment_document(7, 2, [Extent(0, 5, REF, 0)], 4), SEGMENT_GOLDEN),
@@ -234,7 +244,10 @@ def link_of(target: bytes) -> SimpleNamespace:
             WORKED_GOLDEN,
         ),
     ],
-    ids=["inode", "symlink", "device", "link", "segment", "index", "chunk", "format", "node", "volume", "worked"],
+    ids=[
+        "inode", "symlink", "folder", "device", "link", "segment", "index", "chunk", "format", "node", "volume",
+        "worked",
+    ],
 )  # fmt: skip
 def test_stored_documents_are_frozen(made: d.Document, golden: d.Document) -> None:
     assert stored(made) == golden, FROZEN

@@ -11,6 +11,7 @@ import trio
 
 from flakefs.errors import NotFound, Unavailable
 from flakefs.namespace import shared as module
+from flakefs.namespace.group import cut, uncut
 from flakefs.namespace.times import write
 from flakefs.testing.stack import Fresh
 from flakefs.values import ROOT_INO
@@ -53,6 +54,35 @@ async def test_they_survive_the_end_of_a_mount_while_the_server_is_away(
         assert not failures
         assert (await stored(other, folder))["mtime"] == mtime
     await fresh.assert_sound_now()
+
+
+@pytest.mark.usefixtures("by_hand")
+async def test_none_is_lost_when_writing_fails_or_a_cut_is_undone(
+    fresh: Fresh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TM4"""
+
+    def fail(*args: Any) -> None:
+        raise RuntimeError("a bug")
+
+    async with two(fresh) as (one, other):
+        ino = await folder_of(one, other)
+        await put(one.fs, b"f", b"", parent=ino)
+        mtime = (await one.fs.inode(ino)).mtime
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "write", fail)
+            with pytest.raises(RuntimeError):
+                await write_times(one)
+        await write_times(one)
+        await all_show(ino, mtime, one, other)
+        folder, cache = await one.fs.inode(ino), one.fs.ns._cache
+        cache.names_changed(folder, mtime + 1)
+        group = cut(cache, one.fs.ns._journal._content)
+        cache.names_changed(folder, mtime + 2)
+        uncut(cache, group)
+        await put(one.fs, b"g", b"")  # makes a commit
+        await write_times(one)
+        await all_show(ino, mtime + 2, one, other)
 
 
 @pytest.mark.usefixtures("by_hand")

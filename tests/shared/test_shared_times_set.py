@@ -14,7 +14,10 @@ from pymongo.database import Database
 
 from flakefs.format.documents import INODES, Document
 from flakefs.namespace import shared as module
-from flakefs.namespace.times import Raise, apply, write
+from flakefs.namespace.group import Group, cut, uncut
+from flakefs.namespace.inode import Inode
+from flakefs.namespace.rollback import roll_back
+from flakefs.namespace.times import Raise, Times, apply, write
 from flakefs.testing.stack import Fresh
 from flakefs.values import ROOT_INO
 from flakefs.vfs import Changes
@@ -151,6 +154,44 @@ async def test_one_group_with_a_set_time_and_names_before_and_after_it(fresh: Fr
 
 
 @pytest.mark.usefixtures("by_hand")
+async def test_a_time_is_set_by_the_group_that_is_stored(fresh: Fresh) -> None:
+    """TM1: not lost with a cut that a full node undoes, and not kept by one that is taken back."""
+    async with two(fresh) as (one, other):
+        ino = await folder_of(one, other)
+        ns = one.fs.ns
+        folder = await one.fs.inode(ino)
+        cache = ns._cache
+
+        def ask_for(mtime: int) -> None:
+            ns.changed(folder)
+            ns.set_times(folder, time.time_ns(), mtime=True, atime=False)
+            folder.mtime = mtime
+
+        ask_for(PAST)
+        uncut(cache, cut(cache, ns._journal._content))
+        assert await ns.committed()
+        await all_show(ino, PAST, one, other)
+        ask_for(FUTURE)
+        roll_back(cache, Group([], {}))
+        assert not folder.asked
+        await all_show(ino, PAST, one, other)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_an_access_time_has_a_mark_while_older_ones_may_be_written(shared: bool) -> None:
+    """TM2: also when the session is alone again, until they are."""
+    times, inode = Times(), Inode(5, 1, b"f", 0o100644, 0, 0, 0, 0, 1, 1, 1, 1, 1, {}, b"", 1)
+    times.shared = shared
+    times.note(inode, Raise(atime=50))
+    for step in (times.take, times.done):
+        times.mark(inode, 10, mtime=False, atime=True)
+        assert inode.aset > 50
+        step()
+        times.mark(inode, 10, mtime=False, atime=True)
+    assert bool(inode.aset) == shared
+
+
+@pytest.mark.usefixtures("by_hand")
 async def test_a_time_set_alone_in_the_future_gives_way_in_shared_mode(fresh: Fresh) -> None:
     """TM2"""
     async with fresh.open() as one:
@@ -170,7 +211,7 @@ async def test_a_time_set_alone_in_the_future_gives_way_in_shared_mode(fresh: Fr
 
 @pytest.mark.usefixtures("by_hand")
 async def test_other_attributes_do_not_bring_an_old_time_back(fresh: Fresh, monkeypatch: pytest.MonkeyPatch) -> None:
-    """TM1: chmod by a mount that has not heard of the name."""
+    """TM1, O12: chmod by a mount that has not heard of the name."""
     async with two(fresh) as (one, other):
         ino = await folder_of(one, other)
         await set_mtime(one, ino, PAST)
