@@ -130,7 +130,7 @@ async def test_k7_an_open_is_refused_once(
 async def test_k7_an_open_of_who_cannot_be_told_apart_is_not_refused(
     operations: Operations, kernel: KernelCaches, files: Files, space: Space, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """TO2: its repeat would not be known, and ESTALE reach the program."""
+    """RP1: its repeat would not be known, and ESTALE reach the program."""
     monkeypatch.setattr(caches, "_drop_inode", lambda item: None)
     inode = space.add(5, ROOT, b"new")
     kernel.given(ROOT, b"old", inode)

@@ -204,7 +204,7 @@ def forget_history(server: TestServer) -> None:
 @pytest.mark.parametrize("how", ["replace", "rotate", "unlink"])
 @pytest.mark.parametrize("late", [False, True], ids=["prompt", "late"])
 def test_k7_a_name_that_went_elsewhere_is_opened_where_it_leads_now(new_mount: NewMount, how: str, late: bool) -> None:
-    """TO2. The kernel still takes it for the old file: nobody reads that, nor writes into it."""
+    """RP1. The kernel still takes it for the old file: nobody reads that, nor writes into it."""
     one = new_mount(settings=SETTINGS)
     other = one.another()
     for number in range(10):
