@@ -42,7 +42,6 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import TypeVar
 
 import pyfuse3
@@ -301,8 +300,7 @@ class KernelCaches:
                 path = self._path(inode)
                 if path is not None and len(folders) < LOOKED_UP_MAX:
                     folders.append(path)
-        if folders:
-            await self._tell(_look_up, sorted(folders))
+        await self._not_found(sorted(folders))
 
     async def _not_found(self, paths: list[bytes]) -> list[bytes]:
         """Look them up; those that are not there, or that the kernel could not take to their place now."""
@@ -370,8 +368,3 @@ def _drop_inode(item: tuple[int, bool]) -> None:
 def _drop_name(item: Place) -> None:
     parent, name = item
     pyfuse3.invalidate_entry(pyfuse3.InodeT(parent), pyfuse3.FileNameT(name))
-
-
-def _look_up(path: bytes) -> None:
-    with suppress(OSError):
-        os.lstat(path)

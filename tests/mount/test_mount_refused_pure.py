@@ -102,6 +102,15 @@ async def refused(call: Awaitable[object]) -> None:
     assert raised.value.errno == errno.ESTALE
 
 
+async def opened_by_an_old_name(operations: Operations, kernel: KernelCaches, space: Space) -> Any:
+    """Thread 7 was refused to open the inode that this is."""
+    inode = space.add(5, ROOT, b"new")
+    kernel.given(ROOT, b"old", inode)
+    kernel.drop_entry(ROOT, b"old")
+    await refused(operations.open(5, 0, context(7)))
+    return inode
+
+
 @pytest.mark.parametrize("known", [True, False])
 async def test_k7_an_open_is_refused_once(
     operations: Operations,
@@ -143,10 +152,7 @@ async def test_rp1_a_folder_that_is_opened_is_no_repeat(
     operations: Operations, kernel: KernelCaches, files: Files, space: Space
 ) -> None:
     """Of the file that it was: the next open() of the thread is another one."""
-    inode = space.add(5, ROOT, b"new")
-    kernel.given(ROOT, b"old", inode)
-    kernel.drop_entry(ROOT, b"old")
-    await refused(operations.open(5, 0, context(7)))
+    await opened_by_an_old_name(operations, kernel, space)
     await operations.opendir(6, context(7))
     await refused(operations.open(5, 0, context(7)))
 
@@ -155,10 +161,7 @@ async def test_rp1_an_open_finds_its_name_missing_and_there(
     operations: Operations, kernel: KernelCaches, files: Files, space: Space
 ) -> None:
     """The kernel asks twice for what it held: a second ESTALE would reach the program."""
-    inode = space.add(5, ROOT, b"new")
-    kernel.given(ROOT, b"old", inode)
-    kernel.drop_entry(ROOT, b"old")
-    await refused(operations.open(5, 0, context(7)))
+    inode = await opened_by_an_old_name(operations, kernel, space)
     await operations.lookup(ROOT, b"old", context(7))
     files.found = inode
     await operations.lookup(ROOT, b"old", context(7))
@@ -171,10 +174,7 @@ async def test_rp1_a_repeat_that_finds_nothing_is_over(
     operations: Operations, kernel: KernelCaches, files: Files, space: Space
 ) -> None:
     """The next open() of the thread is another one."""
-    inode = space.add(5, ROOT, b"new")
-    kernel.given(ROOT, b"old", inode)
-    kernel.drop_entry(ROOT, b"old")
-    await refused(operations.open(5, 0, context(7)))
+    await opened_by_an_old_name(operations, kernel, space)
     await operations.lookup(ROOT, b"old", context(7))
     assert files.fresh == [True]
     await refused(operations.open(5, 0, context(7)))
