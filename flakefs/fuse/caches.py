@@ -41,7 +41,7 @@ import errno
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
 import pyfuse3
@@ -136,6 +136,7 @@ class KernelCaches:
         self._seen.clear()
         for place, ino in self.told.clear():
             self._leaving.add(place, ino)
+            self._names[place] = None  # a name in a folder that is in use does not go with the folder's
         self._wake_names.set()
 
     # -- for the handlers --
@@ -148,7 +149,8 @@ class KernelCaches:
     def given(self, parent: int, name: bytes, inode: Inode | None) -> None:
         """The kernel is given this name, None: that there is no such name (K4)."""
         if self._ns.shared:
-            self.told.given((parent, name), inode)
+            if self.told.given((parent, name), inode):
+                self.drop_entry(parent, name)
         elif not self.told.empty:  # what is changed while alone is not noted
             self.told.clear()
         if parent == ROOT or (inode is not None and (inode.parent != parent or inode.name != name)):
@@ -156,6 +158,16 @@ class KernelCaches:
             written_down[parent, name] = None
             if len(written_down) > WRITTEN_DOWN_MAX:
                 self.drop_entry(*next(iter(written_down)))
+
+    def renamed(self, old: Place, new: Place, ino: int, other: int, *, agreed: bool) -> None:
+        """A rename is done, of what the kernel takes the old name for if *agreed*. *other*: what came there, or 0."""
+        if agreed:
+            self.told.moved(old, new, ino, other)
+            return
+        self.told.unknown(old)
+        for place in (old, new) if other else (new,):
+            self.drop_entry(*place)
+            self.told.doubted(place)
 
     def keeps(self, ino: int, handle: int) -> bool:
         """At an open(): are the pages that the kernel may have of the file right (K5)?"""
@@ -263,14 +275,23 @@ class KernelCaches:
                 await self._tell(_drop, items)
                 self._naming = False
                 self._moved.forgotten(moved)
-                if self._leaving.names:
-                    self._leaving.dropped(self._names, batch)
+                self._forgotten(batch)
+
+    def _forgotten(self, places: Iterable[Place]) -> None:
+        """The kernel has forgotten these names; those that are to be dropped again it may have been given meanwhile."""
+        if self._leaving.names:
+            self._leaving.dropped(self._names, places)
+        if not self.told.empty:
+            for place in places:
+                if place not in self._names:
+                    self.told.forgotten(place)
 
     async def _drop_everything(self) -> None:
         """K3."""
         asked = -1
         held: list[int] = []
         moved: dict[int, Place] = {}
+        dropped: list[Place] = []
         while asked != self._asked:
             asked = self._asked
             self.dropped_all += 1
@@ -279,6 +300,7 @@ class KernelCaches:
             self._written_down, self._names, self._inodes = {}, {}, {}
             moved |= self._moved.take()
             await self._tell(_drop_name, names)
+            dropped += names
             for at in range(0, len(held), BATCH):
                 batch = [(ino, self._known(ino)) for ino in held[at : at + BATCH] if ino in self._held]
                 await self._tell(_drop_name, [(i.parent, i.name) for _, i in batch if i is not None and i.parent > 0])
@@ -286,6 +308,7 @@ class KernelCaches:
             await self._tell(_drop_inode, [(ROOT, False)])
         self._all = False
         self._moved.forgotten(moved)
+        self._forgotten(dropped)
         self._leaving.dropped(self._names)
         self._naming = True
         await self._look_up_again(held)

@@ -177,12 +177,14 @@ class Operations(Handlers):
             await self._fs.rename(*old, *new, noreplace=noreplace, exchange=exchange)
             told.clear()  # what is changed while alone is not noted
             return
-        agreed = False
+        agreed, moved, other = False, 0, 0
 
         async def rename(again: bool) -> None:
             def meant(source: Inode, target: Inode | None) -> bool:
-                nonlocal agreed
+                nonlocal agreed, moved, other
                 agreed = told.agrees(old, source) and (not exchange or told.agrees(new, target))
+                agreed = agreed and self._caches.quiet  # or the kernel may have been told before what is not known here
+                moved, other = source.ino, target.ino if exchange and target is not None else 0
                 return again or agreed
 
             try:
@@ -194,11 +196,7 @@ class Operations(Handlers):
                 raise
 
         await self._caches.repeats.once(ctx.pid, (old, new, flags), rename)
-        told.moved(old, new, exchange=exchange)
-        if not agreed:  # it may have moved something else
-            for place in (old, new) if exchange else (new,):
-                self._caches.drop_entry(*place)
-                told.unknown(place)
+        self._caches.renamed(old, new, moved, other, agreed=agreed)
 
     @answered
     async def readlink(self, inode: int, ctx: RequestContext) -> bytes:

@@ -8,7 +8,9 @@ Purpose
 Invariants
     TO1  What agrees() affirms is what the kernel believes when it asks by that name: it was told that last, or has
          moved it itself. That it was told to forget the name changes nothing: then it looks it up before it asks. What
-         is not known is not affirmed.
+         is not known is not affirmed. Nor is a name that was told to lead to another inode before, until the kernel has
+         forgotten it: a rename may be on its way that found the name before. Looking a known name up once more holds no
+         lock of the folder, forgetting it does: that comes after every such rename.
     TO2  A name that another mount took away from a file with one name is noticed when the kernel is given the new one,
          and dropped at once, before there is news of it: until then the kernel says by itself that a rename between
          both has nothing to do.
@@ -44,16 +46,24 @@ class Told:
     def __init__(self) -> None:
         self._inos: LRUCache[Place, int] = LRUCache(TOLD_MAX)
         self._places: LRUCache[int, Place] = LRUCache(TOLD_MAX)  # of each inode the name that was told last
-        self._forgotten: LRUCache[Place, int] = LRUCache(TOLD_MAX)  # what names led to that it was told to forget
+        self._forgotten: LRUCache[Place, int] = LRUCache(TOLD_MAX)  # what names led to that it is to forget
+        self._doubted: LRUCache[Place, None] = LRUCache(TOLD_MAX)  # it is to forget them, and may hold something older
         self.empty = True
 
-    def given(self, place: Place, inode: Inode | None) -> None:
-        """The kernel is told that the name leads to *inode*, None: nowhere."""
+    def given(self, place: Place, inode: Inode | None) -> bool:
+        """The kernel is told that the name leads to *inode*, None: nowhere. Must it forget the name, because it may
+        take it for something else yet?
+        """
         self.empty = False
-        self._forgotten.pop(place, None)
-        self._inos[place] = inode.ino if inode is not None else 0
-        if inode is not None:
-            self._places[inode.ino] = place
+        ino = inode.ino if inode is not None else 0
+        before = self._inos.get(place) or self._forgotten.pop(place, 0)
+        self._inos[place] = ino
+        if ino:
+            self._places[ino] = place
+        if before in (0, ino):
+            return False
+        self._doubted[place] = None
+        return True
 
     def forget(self, place: Place) -> int:
         """What the kernel was told that the name leads to; 0: nowhere, or that is not remembered."""
@@ -62,10 +72,20 @@ class Told:
             self._forgotten[place] = ino
         return ino
 
+    def forgotten(self, place: Place) -> None:
+        """The kernel has forgotten the name, and asks for nothing that it found by it before."""
+        self._forgotten.pop(place, None)
+        self._doubted.pop(place, None)
+
     def unknown(self, place: Place) -> None:
-        """The kernel has moved something else there, or holds nothing."""
+        """The kernel holds nothing there."""
         self._inos.pop(place, None)
         self._forgotten.pop(place, None)
+
+    def doubted(self, place: Place) -> None:
+        """The kernel may have moved something else there; it is to forget that."""
+        self.unknown(place)
+        self._doubted[place] = None
 
     def clear(self) -> list[tuple[Place, int]]:
         """Forget what the kernel was told: the names that lead somewhere, and where."""
@@ -73,7 +93,7 @@ class Told:
             return []
         known = [(place, ino) for place, ino in self._inos.items() if ino]
         self._inos, self._places, self.empty = LRUCache(TOLD_MAX), LRUCache(TOLD_MAX), True
-        self._forgotten = LRUCache(TOLD_MAX)
+        self._forgotten, self._doubted = LRUCache(TOLD_MAX), LRUCache(TOLD_MAX)
         return known
 
     def other_name(self, place: Place, inode: Inode) -> Place | None:
@@ -83,19 +103,22 @@ class Told:
 
     def agrees(self, place: Place, inode: Inode | None) -> bool:
         """Does the kernel take the name for this inode, None: for one that is not there (TO1)?"""
+        if place in self._doubted:
+            return False
         ino = self._inos.get(place)
         return (self._forgotten.get(place) if ino is None else ino) == (inode.ino if inode is not None else 0)
 
-    def moved(self, old: Place, new: Place, *, exchange: bool) -> None:
-        """The kernel has moved its entry, or exchanged two."""
-        inos = self._inos
-        one, other = (inos.pop(place, None) or self._forgotten.pop(place, None) for place in (old, new))
-        if one:  # 0: it was told that there is none, so what it moves it has from elsewhere
-            inos[new] = one
-            self._places[one] = new
-        if exchange and other:
-            inos[old] = other
-            self._places[other] = old
+    def moved(self, old: Place, new: Place, ino: int, other: int = 0) -> None:
+        """The kernel has moved its entry of this inode; *other*: it has exchanged it with the one of this."""
+        self.unknown(old)
+        self._is(new, ino)
+        if other:
+            self._is(old, other)
+
+    def _is(self, place: Place, ino: int) -> None:
+        self.unknown(place)
+        self._inos[place] = ino
+        self._places[ino] = place
 
 
 class Leaving:

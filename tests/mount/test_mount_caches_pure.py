@@ -271,3 +271,43 @@ async def test_k7_names_of_before_it_was_alone_are_not_believed(space: Space, ke
     assert kernel.told.empty
     space.shared = True
     assert not kernel.told.agrees((ROOT, b"n"), inode)
+
+
+async def test_to1_a_name_that_led_elsewhere_is_affirmed_when_the_kernel_has_forgotten_it(
+    space: Space, kernel: KernelCaches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, one, other = (ROOT, b"n"), space.add(5, ROOT, b"n"), space.add(6, ROOT, b"n")
+    kernel.given(*place, one)
+    kernel.given(*place, other)
+    assert not kernel.told.agrees(place, other)
+    await forgotten(kernel, monkeypatch)
+    kernel.given(*place, other)
+    assert kernel.told.agrees(place, other)
+    kernel.renamed((ROOT, b"old"), place, 5, 0, agreed=False)
+    kernel.given(*place, one)
+    assert not kernel.told.agrees(place, one), "the kernel may have moved anything there"
+    await forgotten(kernel, monkeypatch)
+    kernel.given(*place, one)
+    assert kernel.told.agrees(place, one)
+    kernel.drop_all()
+    kernel.given(*place, other)
+    kernel.given(*place, one)
+    await forgotten(kernel, monkeypatch)
+    kernel.given(*place, one)
+    assert kernel.told.agrees(place, one)
+
+
+async def test_k3_names_in_a_folder_that_is_in_use_do_not_go_with_the_folders(
+    space: Space, kernel: KernelCaches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel is told of each that it was given: the file has no name any more, so its own does not tell."""
+    folder, inode = space.add(5, ROOT, b"folder"), space.add(6, 5, b"n")
+    kernel.given(ROOT, b"folder", folder)
+    kernel.given(5, b"n", inode)
+    inode.parent, inode.name = -6, b""
+    told_of: list[object] = []
+    kernel.drop_all()
+    monkeypatch.setattr(caches, "_drop_inode", lambda item: None)
+    monkeypatch.setattr(caches, "_drop_name", told_of.append)
+    await kernel._drop_everything()
+    assert (5, b"n") in told_of

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,8 +14,6 @@ from pathlib import Path
 import pytest
 
 from flakefs.fuse.kernel import RENAMES
-from flakefs.fuse.told import Told
-from flakefs.namespace import Inode
 from flakefs.testing.mounted import Mount, NewMount, new_mount
 from tests.shared.mounts import MARKS, names, together, until
 
@@ -278,84 +275,38 @@ def test_k7_a_file_is_cut_off_by_the_name_that_it_has_now(two: tuple[Mount, Moun
     check(two, {"a": "n", "b": "ol"})
 
 
-# -- what is remembered for it --
-
-OLD, NEW = (1, b"old"), (1, b"new")
-
-
-def inode(ino: int) -> Inode:
-    return Inode(ino, 1, b"old", stat.S_IFREG, 0, 0, 0, 0, 1, 0, 0, 0, 0, {}, b"", 1)
-
-
-def test_to1_only_what_the_kernel_was_told_is_affirmed() -> None:
-    told = Told()
-    assert not told.agrees(OLD, inode(5))
-    told.given(OLD, inode(5))
-    assert told.agrees(OLD, inode(5))
-    assert not told.agrees(OLD, inode(6))
-    told.given(OLD, None)
-    assert not told.agrees(OLD, inode(5))
-    told.given(OLD, inode(5))
-    told.moved(OLD, NEW, exchange=False)
-    assert told.agrees(NEW, inode(5))
-    assert not told.agrees(OLD, inode(5))
-    told.given(OLD, inode(6))
-    told.moved(OLD, NEW, exchange=True)
-    assert told.agrees(OLD, inode(5))
-    assert told.agrees(NEW, inode(6))
-    told.unknown(NEW)
-    assert not told.agrees(NEW, inode(6))
-    assert told.clear() == [(OLD, 5)]
-    assert not told.agrees(OLD, inode(5))
-    assert told.clear() == []
+WITHOUT_REST = """
+import os, sys
+number = 0
+while not os.path.exists("done"):
+    try:
+        exec(sys.argv[1])
+        number += 1
+    except FileNotFoundError:
+        pass
+"""
+SAVE = "own = f'.{os.getpid()}'; open(own, 'w').close(); os.rename(own, 'f')"
+READ = "open('f').close()"
+ROTATE = "os.rename('f', f'g{number}')"
 
 
-def test_to1_what_the_kernel_is_to_forget_it_believes_until_it_is_told_again() -> None:
-    told = Told()
-    told.given(OLD, inode(5))
-    assert told.forget(OLD) == 5
-    assert told.forget(OLD) == 0
-    assert told.agrees(OLD, inode(5))
-    assert not told.agrees(OLD, inode(6))
-    assert told.other_name(NEW, inode(5)) is None
-    told.moved(OLD, NEW, exchange=False)
-    assert told.agrees(NEW, inode(5))
-    assert not told.agrees(OLD, inode(5))
-    told.forget(NEW)
-    told.given(NEW, inode(6))
-    assert not told.agrees(NEW, inode(5))
-    told.forget(NEW)
-    told.clear()
-    assert not told.agrees(NEW, inode(6))
+def test_to1_a_name_that_is_looked_up_once_more_while_a_rename_is_under_way(two: tuple[Mount, Mount]) -> None:
+    """Looking a known name up again waits for no rename of it: what is found then is not what the kernel moves."""
+    one, other = two
 
+    def run(mount: Mount, program: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", WITHOUT_REST, program], cwd=mount.path)
 
-def test_to1_a_name_that_was_told_to_lead_nowhere_is_moved_as_an_unknown_one() -> None:
-    told = Told()
-    told.given(OLD, None)
-    told.given(NEW, inode(5))
-    told.moved(OLD, NEW, exchange=True)
-    assert not told.agrees(NEW, None)
-    assert told.agrees(OLD, inode(5))
-    assert told.clear() == [(OLD, 5)]
+    children = [run(one, SAVE), run(one, READ), *(run(other, program) for program in (SAVE, READ, READ, ROTATE))]
+    try:
+        until((other.path / "g70").exists)
+    finally:
+        (one.path / "done").touch()
+        statuses = [child.wait(timeout=30) for child in children]
+    assert statuses == [0] * len(children)
 
+    def number(path: Path) -> int:
+        return path.stat().st_ino
 
-def test_to1_what_was_moved_from_an_unknown_name_is_not_known() -> None:
-    told = Told()
-    told.given(NEW, inode(5))
-    told.moved(OLD, NEW, exchange=False)
-    assert not told.agrees(NEW, inode(5))
-
-
-def test_to2_another_name_that_the_kernel_takes_for_the_same_file() -> None:
-    told = Told()
-    told.given(OLD, inode(5))
-    assert told.other_name(OLD, inode(5)) is None
-    assert told.other_name(NEW, inode(5)) == OLD
-    told.moved(OLD, NEW, exchange=False)
-    assert told.other_name(NEW, inode(5)) is None
-    assert told.other_name(OLD, inode(5)) == NEW
-    told.given(NEW, None)
-    assert told.other_name(OLD, inode(5)) is None
-    told.given(NEW, inode(5))
-    told.forget(NEW)
-    assert told.other_name(OLD, inode(5)) is None
+    for name in names(one.path):
+        until(lambda name=name: number(one.path / name) == number(other.path / name))
