@@ -18,11 +18,11 @@ Invariants
         still to be dropped.
     K6  In shared mode the kernel knows no older size of a file than open() found. Dropping attributes alone waits for
         no request, so an open() may wait for it.
-    K7  An open() or truncate() by a name that has gone elsewhere, and that the kernel is still to forget or forgot a
-        moment ago (the request may be older), is refused once, with NotMeant: the kernel looks the name up again, and
-        takes what it leads to now. That holds for every name that the kernel was given while shared (the last
-        TOLD_MAX), also when everything is dropped, and not for files with further hard links: each of their names may
-        be meant.
+    K7  An open(), truncate() or link() by a name that has gone elsewhere, and that the kernel is still to forget or
+        forgot a moment ago (the request may be older), is refused once, with NotMeant: the kernel looks the name up
+        again, and takes what it leads to now. That holds for every name that the kernel was given while shared (the
+        last TOLD_MAX), also when everything is dropped, and not for files with further hard links: each of their names
+        may be meant.
     K8  A folder that the kernel has and that another session moved is looked up by its new name when the old one is
         dropped (fuse.moved).
 

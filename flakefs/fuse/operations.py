@@ -145,6 +145,9 @@ class Operations(Handlers):
 
     @answered
     async def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext) -> EntryAttributes:
+        if self._ns.shared:
+            call = partial(self._check_name, inode, reread=True)
+            await self._caches.repeats.once(ctx.pid, (new_parent_inode, new_name), call)
         linked = await self._fs.link(inode, new_parent_inode, new_name)
         return self._given(new_parent_inode, new_name, linked)
 
@@ -182,8 +185,7 @@ class Operations(Handlers):
         async def rename(again: bool) -> None:
             def meant(source: Inode, target: Inode | None) -> bool:
                 nonlocal agreed, moved, other
-                agreed = told.agrees(old, source) and (not exchange or told.agrees(new, target))
-                agreed = agreed and self._caches.quiet  # or the kernel may have been told before what is not known here
+                agreed = self._caches.quiet and told.agrees(old, source) and (not exchange or told.agrees(new, target))
                 moved, other = source.ino, target.ino if exchange and target is not None else 0
                 return again or agreed
 

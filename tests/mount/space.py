@@ -26,3 +26,6 @@ class Space:
         inode.map = inode.entries = None
         self.inodes[ino] = inode
         return inode
+
+    async def reread(self, ino: int) -> Any:
+        return self.inodes[ino]

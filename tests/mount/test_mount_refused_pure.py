@@ -13,11 +13,10 @@ import pytest
 from pyfuse3 import FUSEError
 
 from flakefs.errors import Exists, NotMeant
-from flakefs.fuse import FuseOptions, caches, repeats
+from flakefs.fuse import FuseOptions, caches
 from flakefs.fuse import kernel as kernel_side
 from flakefs.fuse.caches import ROOT, KernelCaches
 from flakefs.fuse.operations import Operations
-from flakefs.fuse.repeats import Asked, Repeats
 from flakefs.fuse.stand_ins import FIRST
 from tests.mount.space import Space
 
@@ -37,6 +36,7 @@ class Files:
         self.remembered: list[int] = []
         self.forgotten: list[int] = []
         self.meant: list[bool] = []  # at each rename
+        self.linked: list[int] = []
 
     async def inode(self, ino: int) -> Any:
         return self.ns.add(ino, ROOT, b"new")  # it was not in memory
@@ -58,6 +58,10 @@ class Files:
 
     def forget(self, ino: int, count: int) -> None:
         self.forgotten.append(ino)
+
+    async def link(self, ino: int, parent: int, name: bytes) -> Any:
+        self.linked.append(ino)
+        return self.ns.inodes[ino]
 
     async def opendir(self, ino: int) -> int:
         return 78
@@ -146,6 +150,27 @@ async def test_k7_an_open_of_who_cannot_be_told_apart_is_not_refused(
     kernel.drop_entry(ROOT, b"old")
     assert (await operations.open(5, 0, context(0))).fh == 77
     assert files.asked == [False]
+
+
+async def test_k7_a_link_is_refused_once(
+    operations: Operations, kernel: KernelCaches, files: Files, space: Space
+) -> None:
+    """The repeat may be of another inode."""
+    inode, other = space.add(5, ROOT, b"new"), space.add(6, ROOT, b"old")
+    kernel.given(ROOT, b"old", inode)
+    await refused(operations.link(5, ROOT, b"link", context(7)))
+    assert not files.linked
+    files.found = other
+    await operations.lookup(ROOT, b"old", context(7))
+    files.found = None
+    await operations.lookup(ROOT, b"link", context(7))
+    assert files.fresh == [True, True]
+    await operations.link(6, ROOT, b"link", context(7))
+    await operations.link(5, ROOT, b"link", context(0))
+    assert files.linked == [6, 5]
+    space.shared = False
+    await operations.link(5, ROOT, b"link", context(7))
+    assert files.linked == [6, 5, 5]
 
 
 async def test_rp1_a_folder_that_is_opened_is_no_repeat(
@@ -306,136 +331,3 @@ def test_si1_who_renames_is_seen_by_its_system_call() -> None:
     assert not kernel_side.is_renaming(os.getpid()), "it reads"
     assert not kernel_side.is_renaming(2**30)
     assert kernel_side.system_call(2**30) == b""
-
-
-# -- which call is repeated --
-
-OLD, NEW = (ROOT, b"old"), (ROOT, b"new")
-
-
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> dict[int, bytes]:
-    """What each thread is seen to call."""
-    seen: dict[int, bytes] = {}
-    monkeypatch.setattr(repeats, "system_call", lambda thread: seen.get(thread, b""))
-    return seen
-
-
-async def ask(memory: Repeats, thread: int, asked: Asked = 5) -> bool:
-    """Is it done whatever it finds?"""
-
-    async def call(again: bool) -> bool:
-        if not again:
-            raise NotMeant("elsewhere")
-        return again
-
-    try:
-        return await memory.once(thread, asked, call)
-    except NotMeant:
-        return False
-
-
-async def test_rp1_a_call_is_refused_once(calls: dict[int, bytes]) -> None:
-    memory, rename = Repeats(), (OLD, NEW, 0)
-    for asked in (rename, 5):
-        assert [await ask(memory, 7, asked), await ask(memory, 8, asked)] == [False, False]
-        assert [await ask(memory, 7, asked), await ask(memory, 8, asked)] == [True, True]
-        assert not await ask(memory, 7, asked), "the next one is another call"
-        assert await ask(memory, 7, asked)
-
-
-async def test_rp1_where_calls_cannot_be_seen_a_rename_is_the_one_that_was_refused(calls: dict[int, bytes]) -> None:
-    memory = Repeats()
-    for first, then in (((OLD, NEW, 0), (OLD, NEW, 1)), ((OLD, NEW, 0), 5), (5, (OLD, NEW, 0))):
-        assert not await ask(memory, 7, first)
-        assert not await ask(memory, 7, then)
-        assert await ask(memory, 7, then)
-    calls[7] = b"82 1 2"
-    assert not await ask(memory, 7, (OLD, NEW, 0))
-    assert await ask(memory, 7, ((9, b"old"), NEW, 0)), "seen to be the same call, which found another folder"
-
-
-async def test_rp1_another_call_is_not_the_repeat(calls: dict[int, bytes]) -> None:
-    memory = Repeats()
-    calls[7] = b"82 1 2"
-    assert not await ask(memory, 7, (OLD, NEW, 0))
-    assert memory.is_repeating(7, OLD)
-    calls[7] = b"82 1 3"
-    assert not memory.is_repeating(7, OLD)
-    calls[7] = b"82 1 2"
-    assert not await ask(memory, 7, (OLD, NEW, 0)), "that was over"
-    del calls[7]
-    assert await ask(memory, 7, (OLD, NEW, 0)), "not seen any more"
-
-
-async def test_rp1_what_is_missing_ends_a_rename(calls: dict[int, bytes]) -> None:
-    memory, rename = Repeats(), (OLD, NEW, 0)
-    assert not await ask(memory, 7, rename)
-    memory.looked_up(7, OLD, 5)
-    memory.looked_up(7, NEW, 0)
-    assert await ask(memory, 7, rename), "the new name may be missing"
-    assert not await ask(memory, 7, rename)
-    memory.looked_up(7, OLD, 0)
-    assert not await ask(memory, 7, rename)
-    memory.looked_up(7, OLD, 0)
-    assert memory.is_repeating(7, OLD), "the kernel held it, and looks once more"
-    memory.looked_up(7, OLD, 5)
-    assert await ask(memory, 7, rename)
-    assert not await ask(memory, 7, rename)
-    memory.looked_up(7, OLD, 0)
-    assert not memory.is_repeating(7, NEW), "another call"
-    assert not memory.is_repeating(7, OLD)
-
-
-async def test_rp1_an_open_is_of_what_was_looked_up_last(
-    calls: dict[int, bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    memory = Repeats()
-    for ino, asked, repeated in ((6, 6, True), (6, 5, False), (0, 5, False)):
-        assert not await ask(memory, 7, 5)
-        memory.looked_up(7, OLD, 0)
-        memory.looked_up(7, OLD, ino)
-        assert await ask(memory, 7, asked) == repeated
-        memory.over(7)
-    assert not await ask(memory, 7, 5)
-    memory.looked_up(7, OLD, 6)
-    now = repeats.monotonic()
-    monkeypatch.setattr(repeats, "monotonic", lambda: now + repeats.AT_ONCE_SECONDS + 1)
-    assert not await ask(memory, 7, 6), "a later one"
-
-
-async def test_rp1_a_repeat_may_wait_for_a_server(calls: dict[int, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(repeats, "monotonic", lambda: clock.now)
-    memory = Repeats()
-    rename = (OLD, NEW, 0)
-    assert not await ask(memory, 7, rename)
-    for place in (OLD, NEW):
-        clock.now += 45.0
-        assert memory.is_repeating(7, place)
-        memory.looked_up(7, place, 5)
-    assert await ask(memory, 7, rename), "ESTALE would reach the program"
-    assert not await ask(memory, 7)
-    clock.now += 45.0
-    assert await ask(memory, 7)
-    assert not await ask(memory, 7)
-    clock.now += 61.0
-    assert not memory.is_repeating(7, OLD)
-    assert not await ask(memory, 7)
-
-
-async def test_rp1_who_cannot_be_told_apart_is_not_refused(calls: dict[int, bytes]) -> None:
-    memory = Repeats()
-    assert await ask(memory, 0)
-    assert await ask(memory, 0, (OLD, NEW, 0))
-    assert not memory.is_repeating(0, OLD)
-
-
-async def test_rp2_a_thread_repeats_after_a_refusal_only(calls: dict[int, bytes]) -> None:
-    memory = Repeats()
-    assert not memory.is_repeating(7, OLD)
-    assert not await ask(memory, 7)
-    assert memory.is_repeating(7, OLD)
-    assert not memory.is_repeating(8, OLD)
-    assert await ask(memory, 7)
-    assert not memory.is_repeating(7, OLD)

@@ -227,6 +227,23 @@ def test_k7_a_name_that_went_elsewhere_is_opened_where_it_leads_now(new_mount: N
         assert (other.path / name).read_bytes() == b"newer"
 
 
+def test_k7_a_link_is_of_what_the_name_leads_to_now(new_mount: NewMount) -> None:
+    one = new_mount(settings=SETTINGS)
+    other = one.another()
+    for number in range(10):
+        name = f"f{number}"
+        (one.path / name).write_bytes(b"old")
+        until((other.path / name).exists)
+        assert (other.path / name).read_bytes() == b"old"
+        (one.path / "new").write_bytes(b"newer")
+        os.rename(one.path / name, one.path / f"{name}.1")
+        os.rename(one.path / "new", one.path / name)
+        os.link(other.path / name, other.path / "link")
+        assert (other.path / "link").samefile(other.path / name)
+        assert (other.path / "link").read_bytes() == b"newer"
+        (other.path / "link").unlink()
+
+
 def test_an_open_file_without_a_name_is_opened_again_through_its_descriptor(new_mount: NewMount) -> None:
     one = new_mount(settings=SETTINGS)
     other = one.another()
