@@ -117,8 +117,7 @@ class Operations(Handlers):
         if self._ns.shared and self._caches.stands_in(place, inode, ctx.pid):
             return self._stand_ins.made_of(self._passing(inode), inode.ino)
         older = self._ns.shared and self._caches.has_older_name(place, inode)
-        entry = self._given(*place, inode)
-        return self._passing(inode) if older else entry
+        return self._given(*place, inode, older=older)
 
     @silent
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
@@ -316,6 +315,7 @@ class Operations(Handlers):
 
     @answered
     async def read(self, fh: int, off: int, size: int) -> bytes | memoryview:  # type: ignore[override]  # any buffer
+        self._caches.used(fh)
         return await self._fs.read(fh, off, size)
 
     @answered
@@ -385,11 +385,11 @@ class Operations(Handlers):
     def _entry(self, inode: Inode) -> EntryAttributes:
         return self._lasting(inode) if self._caches.quiet else self._passing(inode)
 
-    def _given(self, parent: int, name: bytes, inode: Inode) -> EntryAttributes:
-        """The attributes of an inode the kernel now knows by this name."""
+    def _given(self, parent: int, name: bytes, inode: Inode, *, older: bool = False) -> EntryAttributes:
+        """The attributes of an inode the kernel now knows by this name; *older*: and by one that is not its own."""
         self._fs.remember(inode.ino)
         self._caches.given(parent, name, inode)
-        return self._entry(inode)
+        return self._passing(inode) if older else self._entry(inode)
 
     async def _reply_dots(self, ino: int, start: int, token: ReaddirToken) -> bool:
         """List "." and ".." (the kernel makes neither); they count as no look-up. False: the reply is full."""

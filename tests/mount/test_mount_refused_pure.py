@@ -45,6 +45,9 @@ class Files:
         self.asked.append(named)
         return 77
 
+    async def read(self, handle: int, offset: int, size: int) -> bytes:
+        return b""
+
     async def lookup(self, parent: int, name: bytes, *, fresh: bool) -> Any:
         self.fresh.append(fresh)
         self.places.append((parent, name))
@@ -150,6 +153,18 @@ async def test_k7_an_open_of_who_cannot_be_told_apart_is_not_refused(
     kernel.drop_entry(ROOT, b"old")
     assert (await operations.open(5, 0, context(0))).fh == 77
     assert files.asked == [False]
+
+
+async def test_k5_pages_are_kept_while_somebody_who_has_read_keeps_the_file_open(
+    operations: Operations, space: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(caches, "_drop_inode", lambda item: None)
+    space.add(5, ROOT, b"n")
+    for read in (False, True):
+        assert not (await operations.open(5, 0, context(7))).keep_cache
+        if read:
+            await operations.read(77, 0, 10)
+    assert (await operations.open(5, 0, context(8))).keep_cache
 
 
 async def test_k7_a_link_is_refused_once(
