@@ -12,6 +12,8 @@ Invariants
     J7  In shared mode a group that meets a conflict is taken back and read again with everything that is not committed:
         operations that wait for it are told (Conflict) and do it again; written content is laid over what is there.
     J6  Every block that is unsettled at a cut is reported kept or dropped exactly once, after its commit.
+    J8  In shared mode a change may be stored after all of which somebody was told that it failed (J3): whoever believed
+        that, the kernel, is told to forget everything (`outlived`).
 
 Concurrency
     Belongs to the trio thread. run() is one task; commit() and room() any number.
@@ -77,7 +79,9 @@ class Journal:
         self._flight: dict[Block, None] = {}  # blocks of the running commit
         self._kept: list[set[Block]] = []  # blocks of the last ones
         self._tickets = Tickets()
+        self._given_up = 0  # the last cut that somebody was told has failed while shared; 0: all that is stored (J8)
         self.reload: Callable[[list[Inode]], Awaitable[None]]  # set once by whoever builds both
+        self.outlived: Callable[[], None] = lambda: None  # the same
         self.commits = 0
         self.conflicts = 0
         self.retries = 0
@@ -298,6 +302,9 @@ class Journal:
             cache.failure = None
             cache.closed = False
             log.info("everything is stored again; changes are possible again")
+        if 0 < self._given_up <= self._done:
+            self._given_up = 0
+            self.outlived()
         self._tell()
 
     # -- trouble --
@@ -360,6 +367,8 @@ class Journal:
         if failure is None and self._refused is not None and self._refused[0] >= need:
             failure = self._refused[1]
         if failure is not None:
+            if self._cache.shared:
+                self._given_up = max(self._given_up, need)
             kind = type(failure) if isinstance(failure, StoreError | NoSpace) else StoreError
             raise kind(str(failure)) from failure
 

@@ -84,6 +84,7 @@ class Namespace:
         journal.reload = Reload(
             cache, changes.bury, lambda inode: self.when_rebased(inode), coherence.drop_attributes
         ).reload
+        journal.outlived = coherence.forget_kernel
         self._changes = changes
         self._renames = Renames(changes)
         self._operations = Operations(cache, entries, journal, coherence)

@@ -7,6 +7,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,7 @@ def test_p5_cold_reads_and_new_files_wait(
     mount.remount()
     server = servers.node(1) if which == "node" else servers.metadata
     done: list[object] = []
-    calls = [(path / "folder" / "cold").read_bytes]
+    calls: list[Callable[[], object]] = [(path / "folder" / "cold").read_bytes]
     if which == "metadata":
         calls += [(path / "new").touch, lambda: os.listdir(path / "folder")]
     threads = [threading.Thread(target=lambda call=call: done.append(call()), daemon=True) for call in calls]
@@ -248,3 +249,68 @@ def test_p3_unmounting_while_a_node_is_gone(impatient: Mount, servers: Servers, 
     until((impatient.path / "after").touch)
     within(impatient.remount)
     assert (impatient.path / "file").read_bytes() == content
+
+
+def test_j8_what_was_answered_with_eio_and_stored_after_all_is_shown(
+    impatient: Mount, servers: Servers, within: Within, until: Within
+) -> None:
+    """The mount that said so has to make its kernel forget what it believes since."""
+    other = impatient.another()
+    for mount in (impatient, other):
+        mount.expect_log(TROUBLE)
+    changes: dict[str, Callable[[Path], object]] = {
+        "mkdir": lambda folder: (folder / "new").mkdir(),
+        "create": lambda folder: (folder / "new").touch(),
+        "symlink": lambda folder: (folder / "new").symlink_to("there"),
+        "link": lambda folder: os.link(folder / "old", folder / "new"),
+        "rename": lambda folder: os.rename(folder / "old", folder / "new"),
+        "unlink": lambda folder: (folder / "old").unlink(),
+        "chmod": lambda folder: (folder / "old").chmod(0o600),
+        "truncate": lambda folder: os.truncate(folder / "old", 1),
+    }
+    for name in changes:
+        (impatient.path / name).mkdir()
+        (impatient.path / name / "old").write_bytes(b"content")
+
+    def facts(mount: Mount) -> dict[str, object]:
+        found: dict[str, object] = {}
+        for name in changes:
+            for path in (mount.path / name, mount.path / name / "old", mount.path / name / "new"):
+                try:
+                    status = path.lstat()
+                    found[f"{name}/{path.name}"] = status.st_ino, status.st_mode, status.st_nlink, status.st_size
+                except FileNotFoundError:
+                    found[f"{name}/{path.name}"] = None
+        return found
+
+    def same() -> None:
+        assert facts(impatient) == facts(other)
+
+    until(same)
+    before = facts(other)
+    big = os.open(other.path / "big", os.O_CREAT | os.O_WRONLY, 0o644)
+    servers.node(1).pause()
+    try:
+        os.write(big, os.urandom(2 * MIB))  # no commit without it
+        threads = [
+            threading.Thread(target=within, args=(given_up, partial(change, other.path / name)))
+            for name, change in changes.items()
+        ]
+        for thread in threads:
+            thread.start()
+        with failing(errno.EIO):
+            os.fsync(big)
+        for thread in threads:
+            thread.join()
+    finally:
+        servers.node(1).resume()
+    until(partial(sync, other.path))
+    until(same)
+    changed = [name for name, fact in facts(other).items() if fact != before[name]]
+    assert len(changed) >= len(changes), "nothing was stored after all"
+    os.close(big)
+
+
+def given_up(call: Callable[[], object]) -> None:
+    with failing(errno.EIO):
+        call()
