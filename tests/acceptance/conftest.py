@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,7 @@ def git(folder: Path, *words: str) -> str:
 
 
 @pytest.fixture(scope="session", name="git")
-def git_command():
+def git_command() -> Callable[..., str]:
     return git
 
 

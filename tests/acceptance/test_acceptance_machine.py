@@ -18,6 +18,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from flakefs.testing.mounted import Mount, NewMount
 
 RULES = runpy.run_path(str(Path(__file__).parents[1] / "vfs" / "test_vfs_machine.py"))  # test folders are no packages
+MACHINE: Any = RULES["Machine"]
 EXAMPLES = int(os.environ.get("FLAKEFS_MOUNT_EXAMPLES", "2"))
 """tests/run-long takes many."""
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -119,7 +120,7 @@ class Mounted:
             self._mount.unmount()
 
 
-class MountMachine(RULES["Machine"]):  # type: ignore[misc]
+class MountMachine(MACHINE):  # type: ignore[misc]  # nobody has types of what runpy finds
     mount: Mount
 
     @property
@@ -155,4 +156,4 @@ def test_the_same_as_a_local_folder_on_a_mount(new_mount: NewMount, monkeypatch:
         )
     finally:
         os.umask(before)
-    assert RULES["Machine"].run >= EXAMPLES, "nothing was tried"
+    assert MACHINE.run >= EXAMPLES, "nothing was tried"

@@ -13,6 +13,7 @@ import pytest
 from blake3 import blake3
 
 import flakefs
+from flakefs.api.files import RawFile
 from flakefs.app.stack import metadata_door
 from flakefs.config import Config
 from flakefs.engine import EngineOptions
@@ -33,6 +34,7 @@ from flakefs.errors import (
 )
 from flakefs.namespace import schema
 from flakefs.testing.servers import Servers
+from flakefs.vfs import FileSystem
 
 CHUNK = 64 * 1024
 CONTENT = os.urandom(5 * CHUNK + 123)
@@ -98,6 +100,7 @@ def test_new_files_and_folders_get_the_umask(fs: flakefs.Client, tmp_path: Path)
 
 def test_raw_files(fs: flakefs.Client) -> None:
     with fs.open("/raw", "w+b", buffering=0) as raw:
+        assert isinstance(raw, RawFile)
         assert raw.write(CONTENT) == len(CONTENT)
         raw.sync()
         raw.seek(CHUNK - 5)
@@ -362,7 +365,7 @@ def test_a_file_that_nobody_closed(config: Config) -> None:
         assert fs.run(_handles) == 0
 
 
-async def _handles(fs) -> int:
+async def _handles(fs: FileSystem) -> int:
     return fs.statistics().handles
 
 

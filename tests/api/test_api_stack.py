@@ -23,6 +23,7 @@ from flakefs.config import Config
 from flakefs.engine import EngineOptions
 from flakefs.engine.admin import create_filesystem
 from flakefs.errors import ConfigError, NotFormatted, NotFound
+from flakefs.format.documents import Document
 from flakefs.format.records import NodeRecord
 from flakefs.mongo.embedded import EmbeddedOptions, embedded_servers, hold
 from flakefs.namespace import schema
@@ -49,7 +50,7 @@ def config(servers: Servers, new_database: Any) -> Config:
 
 
 def session_states(config: Config) -> list[str]:
-    with MongoClient(config.metadata_uri) as client:
+    with MongoClient[Document](config.metadata_uri) as client:
         return [document["state"] for document in client[config.database]["sessions"].find().sort("_id")]
 
 
@@ -73,7 +74,7 @@ async def test_namespace_and_engine_have_clients_of_their_own(config: Config) ->
     """A3, seen from the server."""
     async with open_stack(config, kind="tool", writable=True) as stack:
         await stack.fs.sync()
-        with MongoClient(config.metadata_uri) as client:
+        with MongoClient[Document](config.metadata_uri) as client:
             pipeline = [{"$currentOp": {"allUsers": True, "idleConnections": True}}]
             names = {row.get("appName") for row in client.admin.aggregate(pipeline)}
     assert {"flakefs-tool", "flakefs-tool-index"} <= names

@@ -16,6 +16,7 @@ from flakefs.app.cluster import labels
 from flakefs.cli.root import root
 from flakefs.mongo.binaries import find_mongod
 from flakefs.mongo.cluster import MARK, LocalCluster, NodeLabel, describe
+from flakefs.testing.servers import Servers
 
 
 class ClusterCli:
@@ -51,14 +52,14 @@ class ClusterCli:
 
 
 @pytest.fixture
-def place(private_servers, monkeypatch):
+def place(private_servers: Servers, monkeypatch: pytest.MonkeyPatch) -> ClusterCli:
     """A cluster folder in a folder whose servers are killed whatever happens."""
     monkeypatch.delenv("FLAKEFS_CONFIG", raising=False)
     monkeypatch.chdir(private_servers.folder)
     return ClusterCli(private_servers.folder / "c")
 
 
-def test_the_life_of_a_cluster(place, tmp_path):
+def test_the_life_of_a_cluster(place: ClusterCli, tmp_path: Path) -> None:
     said = place.dev("-n", "2", "--racks", "2", "--replication", "010", "--database", "trial")
     place.config = place.folder / "flakefs.conf"
     assert f"next: flakefs --config {place.config} mount" in said
@@ -104,7 +105,7 @@ def test_the_life_of_a_cluster(place, tmp_path):
     assert not place.processes()
 
 
-def test_sentences(place, monkeypatch):
+def test_sentences(place: ClusterCli, monkeypatch: pytest.MonkeyPatch) -> None:
     place.folder.mkdir()
     (place.folder / "letters").write_text("dear mongo")
     assert "holds other things" in place.dev(status=2)
@@ -135,7 +136,7 @@ def test_sentences(place, monkeypatch):
     assert not place.processes()
 
 
-def test_a_start_that_fails_leaves_no_process(place):
+def test_a_start_that_fails_leaves_no_process(place: ClusterCli) -> None:
     place.folder.mkdir()
     describe(place.folder, "trial", labels([], 1, 1, 1))
     taken = LocalCluster(place.folder).nodes["node1"].plan.socket
@@ -149,7 +150,7 @@ def test_a_start_that_fails_leaves_no_process(place):
     assert not place.processes(), "CD2"
 
 
-def test_it_goes_on_where_it_was_killed(place):
+def test_it_goes_on_where_it_was_killed(place: ClusterCli) -> None:
     """The worst moment: all servers run, and nobody has made a replica set of them."""
     place.folder.mkdir()
     describe(place.folder, "trial", labels([], 1, 1, 1))
@@ -162,7 +163,7 @@ def test_it_goes_on_where_it_was_killed(place):
     place.run("cluster", "stop", "--remove")
 
 
-def test_nodes_are_spread_evenly():
+def test_nodes_are_spread_evenly() -> None:
     spread = labels([], 12, 3, 2)
     assert Counter((label.dc, label.rack) for label in spread) == {
         (f"dc{dc}", f"r{rack}"): 2 for dc in (1, 2, 3) for rack in (1, 2)

@@ -16,6 +16,7 @@ import pytest
 from blake3 import blake3
 
 from flakefs.api import connect
+from tests.cli.conftest import Cli
 
 CHUNK = 64 * 1024
 CONTENT = bytes(range(256)) * 1000  # four chunks, the last one short
@@ -56,7 +57,7 @@ def tree(tmp_path: Path) -> Path:
     return top
 
 
-def test_a_tree_there_and_back_with_everything_kept(cli, tree: Path, tmp_path: Path) -> None:
+def test_a_tree_there_and_back_with_everything_kept(cli: Cli, tree: Path, tmp_path: Path) -> None:
     """Y2, Y3, U1, U2, W1."""
     cli.ok("put", "-a", tree, "/")
     assert cli.ok("ls", "/") == "tree\n"
@@ -66,7 +67,7 @@ def test_a_tree_there_and_back_with_everything_kept(cli, tree: Path, tmp_path: P
     assert "no damage" in cli.ok("fsck", "--deep")
 
 
-def test_without_preserve_times_are_now_and_modes_less_the_umask(cli, tree: Path, tmp_path: Path) -> None:
+def test_without_preserve_times_are_now_and_modes_less_the_umask(cli: Cli, tree: Path, tmp_path: Path) -> None:
     """Y3."""
     (tree / "small.txt").chmod(0o4666)
     cli.ok("put", "-r", tree, "/copy")
@@ -80,7 +81,7 @@ def test_without_preserve_times_are_now_and_modes_less_the_umask(cli, tree: Path
     assert facts["/copy/fifo"]["kind"] == "fifo"
 
 
-def test_put_places_files_as_cp_does(cli, tmp_path: Path) -> None:
+def test_put_places_files_as_cp_does(cli: Cli, tmp_path: Path) -> None:
     """Y1."""
     one, two = tmp_path / "one", tmp_path / "two"
     one.write_text("1")
@@ -102,7 +103,7 @@ def test_put_places_files_as_cp_does(cli, tmp_path: Path) -> None:
     assert "a folder is there" in cli.fails(1, "put", "-T", one, "/folder")
 
 
-def test_one_file_that_fails_does_not_stop_the_others(cli, tmp_path: Path) -> None:
+def test_one_file_that_fails_does_not_stop_the_others(cli: Cli, tmp_path: Path) -> None:
     """Y4."""
     (tmp_path / "good").write_text("good")
     assert "gone cannot be read" in cli.fails(1, "put", tmp_path / "gone", tmp_path / "good", "/")
@@ -112,7 +113,7 @@ def test_one_file_that_fails_does_not_stop_the_others(cli, tmp_path: Path) -> No
     assert (tmp_path / "out" / "good").read_text() == "good"
 
 
-def test_streams(cli) -> None:
+def test_streams(cli: Cli) -> None:
     cli.ok("put", "-", "/stream", input=CONTENT)
     assert cli.run("cat", "/stream").stdout_bytes == CONTENT
     assert cli.run("get", "/stream", "-").stdout_bytes == CONTENT
@@ -121,7 +122,7 @@ def test_streams(cli) -> None:
     assert '"-" must be the only SOURCE' in cli.fails(2, "put", "-", "x", "/y", input=b"x")
 
 
-def test_get_places_files_as_cp_does(cli, tmp_path: Path) -> None:
+def test_get_places_files_as_cp_does(cli: Cli, tmp_path: Path) -> None:
     cli.ok("put", "-", "/file", input=b"content")
     cli.ok("mkdir", "/folder")
     cli.ok("get", "/file", tmp_path / "named")
@@ -134,7 +135,7 @@ def test_get_places_files_as_cp_does(cli, tmp_path: Path) -> None:
     assert "several files cannot become one" in cli.fails(2, "get", "/file", "/folder", tmp_path / "named")
 
 
-def test_get_does_not_write_through_a_symlink_in_a_tree(cli, tmp_path: Path) -> None:
+def test_get_does_not_write_through_a_symlink_in_a_tree(cli: Cli, tmp_path: Path) -> None:
     """W2."""
     cli.ok("mkdir", "/t")
     cli.ok("put", "-", "/t/f", input=b"new")
@@ -147,7 +148,7 @@ def test_get_does_not_write_through_a_symlink_in_a_tree(cli, tmp_path: Path) -> 
     assert not (tmp_path / "t" / "f").is_symlink()
 
 
-def test_holes_stay_holes(cli, tmp_path: Path) -> None:
+def test_holes_stay_holes(cli: Cli, tmp_path: Path) -> None:
     """T2."""
     sparse = tmp_path / "sparse"
     with sparse.open("wb") as file:
@@ -169,7 +170,7 @@ def test_holes_stay_holes(cli, tmp_path: Path) -> None:
         assert file.read(6) == b"middle"
 
 
-def test_stat_says_everything(cli, tmp_path: Path) -> None:
+def test_stat_says_everything(cli: Cli, tmp_path: Path) -> None:
     """E2, J1."""
     cli.ok("put", "-", "/a.tar", input=CONTENT)
     cli.ok("put", "-", "/b.tar", input=CONTENT)
@@ -203,7 +204,7 @@ def test_stat_says_everything(cli, tmp_path: Path) -> None:
     assert cli.fails(1, "stat", "/nothing") == "flakefs: there is no /nothing"
 
 
-def test_ls(cli) -> None:
+def test_ls(cli: Cli) -> None:
     cli.ok("mkdir", "-p", "/d/e")
     cli.ok("put", "-", "/d/f", input=b"12345")
     cli.ok("put", "-", "/d/.hidden", input=b"")
@@ -219,7 +220,7 @@ def test_ls(cli) -> None:
     assert cli.fails(1, "ls", "/gone") == "flakefs: there is no /gone"
 
 
-def test_mkdir(cli) -> None:
+def test_mkdir(cli: Cli) -> None:
     assert cli.ok("mkdir", "-v", "/a") == "/a\n"
     assert cli.fails(1, "mkdir", "/a") == "flakefs: /a exists already"
     assert "its folder does not exist; --parents" in cli.fails(1, "mkdir", "/x/y/z")
@@ -230,7 +231,7 @@ def test_mkdir(cli) -> None:
     assert "is not a folder" in cli.fails(1, "mkdir", "/file/below")
 
 
-def test_rm(cli) -> None:
+def test_rm(cli: Cli) -> None:
     cli.ok("mkdir", "-p", "/a/b/c")
     for name in ("/a/1", "/a/b/2", "/a/b/c/3", "/top"):
         cli.ok("put", "-", name, input=CONTENT)
@@ -245,7 +246,7 @@ def test_rm(cli) -> None:
     assert (status["chunks"], status["stored_bytes"]) == (0, 0)
 
 
-def test_mv(cli) -> None:
+def test_mv(cli: Cli) -> None:
     cli.ok("mkdir", "/d", "/full")
     cli.ok("put", "-", "/one", input=b"1")
     cli.ok("put", "-", "/full/x", input=b"x")
@@ -265,7 +266,7 @@ def test_mv(cli) -> None:
     assert "/d is a folder" in cli.fails(1, "mv", "-T", "/full/x", "/d")
 
 
-def test_find_asks_the_database(cli) -> None:
+def test_find_asks_the_database(cli: Cli) -> None:
     cli.ok("mkdir", "-p", "/a/photos", "/b")
     cli.ok("put", "-", "/a/photos/x.jpg", input=CONTENT)
     cli.ok("put", "-", "/a/y.jpg", input=b"small")
@@ -290,12 +291,12 @@ def test_find_asks_the_database(cli) -> None:
 
 
 @contextmanager
-def holder(cli) -> Iterator[None]:
+def holder(cli: Cli) -> Iterator[None]:
     with connect(cli.config, purpose="the test itself"):
         yield
 
 
-def test_writers_work_beside_each_other(cli) -> None:
+def test_writers_work_beside_each_other(cli: Cli) -> None:
     cli.ok("put", "-", "/f", input=b"before")
     with holder(cli):
         cli.ok("put", "-", "/f", input=b"x")
@@ -309,7 +310,7 @@ def test_writers_work_beside_each_other(cli) -> None:
     assert cli.ok("cat", "/f") == "after"
 
 
-def test_head_ends_cat_without_a_word(cli, tmp_path: Path) -> None:
+def test_head_ends_cat_without_a_word(cli: Cli, tmp_path: Path) -> None:
     """L3."""
     big = tmp_path / "big"
     with big.open("wb") as file:
@@ -322,7 +323,7 @@ def test_head_ends_cat_without_a_word(cli, tmp_path: Path) -> None:
     assert done.stdout == b"\x001\n"
 
 
-def test_pipes_and_devices(cli, tmp_path: Path) -> None:
+def test_pipes_and_devices(cli: Cli, tmp_path: Path) -> None:
     """T3."""
     run = f"{sys.executable} -m flakefs --config {cli.config}"
     command = f"{run} put <(echo from a pipe) /piped && {run} get /piped /dev/stdout && {run} get /piped /dev/full"
@@ -332,7 +333,7 @@ def test_pipes_and_devices(cli, tmp_path: Path) -> None:
     assert done.returncode == 1
 
 
-def test_a_progress_bar_appears_on_a_terminal_only(cli, tmp_path: Path) -> None:
+def test_a_progress_bar_appears_on_a_terminal_only(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "big").write_bytes(CONTENT)
     leader, follower = pty.openpty()
     command = [sys.executable, "-m", "flakefs", "--config", str(cli.config), "put", str(tmp_path / "big"), "/"]
@@ -349,7 +350,7 @@ def test_a_progress_bar_appears_on_a_terminal_only(cli, tmp_path: Path) -> None:
     assert cli.ok("put", tmp_path / "big", "/again") == ""
 
 
-def test_a_reader_of_a_listing_that_goes_away(cli) -> None:
+def test_a_reader_of_a_listing_that_goes_away(cli: Cli) -> None:
     cli.ok("mkdir", *[f"/folder{number}" for number in range(3000)])
     run = f"{sys.executable} -m flakefs --config {cli.config}"
     for words in ("ls", "find", "ls -l"):
@@ -359,7 +360,7 @@ def test_a_reader_of_a_listing_that_goes_away(cli) -> None:
         assert done.stdout in ("0\n", "1\n")
 
 
-def test_put_over_what_is_there(cli, tree: Path) -> None:
+def test_put_over_what_is_there(cli: Cli, tree: Path) -> None:
     cli.ok("put", "-a", tree, "/t")
     cli.ok("put", "-a", "-T", tree, "/t")
     assert cli.json("status")["names"] == len(list(tree.rglob("*"))) + 2

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from flakefs.app.replication import meaning
+from tests.cli.conftest import Cli
 
 CHUNK = 64 * 1024
 CONTENT = os.urandom(2 * CHUNK)
 
 
 @pytest.fixture
-def three(cli, new_database: Callable[[], str]):
+def three(cli: Cli, new_database: Callable[[], str]) -> Cli:
     """Three nodes: two in rack r1, one in rack r2."""
     cli.ok("nodes", "set", "1", "--rack", "r1")
     for rack in ("r1", "r2"):
@@ -23,7 +24,7 @@ def three(cli, new_database: Callable[[], str]):
     return cli
 
 
-def codes(cli, path: str) -> list[tuple[str, int]]:
+def codes(cli: Cli, path: str) -> list[tuple[str, int]]:
     """(code, number of nodes) of each chunk."""
     [facts] = cli.json("stat", path)
     return [(chunk["replication"], len(chunk["nodes"])) for chunk in facts["chunks"]]
@@ -42,14 +43,14 @@ def test_codes_in_words(code: str, words: str) -> None:
     assert meaning(code) == words
 
 
-def test_a_new_file_system_has_one_copy(bare) -> None:
+def test_a_new_file_system_has_one_copy(bare: Cli) -> None:
     assert "is no replication code" in bare.fails(2, "format", "--replication", "9")
     assert "flakefs replication set 010" in bare.fails(2, "format", "--replication", "010")
     bare.format("--replication", "000")
     assert bare.ok("replication", "get") == "000: one copy\n"
 
 
-def test_the_code_of_the_file_system(three) -> None:
+def test_the_code_of_the_file_system(three: Cli) -> None:
     three.ok("put", "-", "/before", input=CONTENT)
     assert "is no replication code" in three.fails(2, "replication", "set", "0010")
     assert "further data center" in three.fails(2, "replication", "set", "100")
@@ -72,7 +73,7 @@ def test_the_code_of_the_file_system(three) -> None:
     assert "missing is 1 further rack" in three.ok("replication", "get")
 
 
-def test_codes_of_folders_and_files(three) -> None:
+def test_codes_of_folders_and_files(three: Cli) -> None:
     three.ok("mkdir", "/folder")
     assert three.ok("replication", "set", "001", "/folder") == "/folder: 001, for what is written from now on\n"
     three.ok("put", "-", "/folder/file", input=CONTENT)
@@ -97,7 +98,7 @@ def test_codes_of_folders_and_files(three) -> None:
     assert "no damage" in three.ok("fsck", "--deep")
 
 
-def test_put_with_a_code(three, tmp_path: Path) -> None:
+def test_put_with_a_code(three: Cli, tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     (tree / "sub").mkdir(parents=True)
     (tree / "sub" / "file").write_bytes(CONTENT)
@@ -114,7 +115,7 @@ def test_put_with_a_code(three, tmp_path: Path) -> None:
     assert "no damage" in three.ok("fsck", "--deep")
 
 
-def test_an_archive_keeps_codes_where_they_can_be_kept(three, tmp_path: Path) -> None:
+def test_an_archive_keeps_codes_where_they_can_be_kept(three: Cli, tmp_path: Path) -> None:
     for name, code in (("kept", b"001"), ("lost", b"100")):
         (tmp_path / name).write_bytes(CONTENT)
         os.setxattr(tmp_path / name, "user.flakefs.replication", code)

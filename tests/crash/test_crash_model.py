@@ -103,7 +103,7 @@ def test_the_same_seed_does_the_same(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         load = Workload(tmp_path / name, random.Random(3))
         load.start()
-        load.wait(lambda load=load: len(load.ops) >= 100)
+        load.wait(lambda load=load: len(load.ops) >= 100)  # type: ignore[misc]
         load.stop()
         load.close()
         texts.append([op.text.split("descriptor")[0] for op in load.ops[:100]])

@@ -26,10 +26,10 @@ SOURCE = bytes(range(256)) * 2
 CHUNKS = [ChunkRef(bytes([n]) * 32, n, bytes([n]) * 12, SPACE) for n in (1, 2, 3)]
 BLOCKS = [Block(bytearray(SOURCE)) for _ in range(2)]
 LITERALS = [bytes(reversed(range(200))), bytes(SPACE)]
-SOURCES = [*CHUNKS, *BLOCKS, *LITERALS]
+SOURCES: list[ChunkRef | Block | bytes] = [*CHUNKS, *BLOCKS, *LITERALS]
 
 
-def content(source: object, start: int, length: int) -> bytes:
+def content(source: ChunkRef | Block | bytes, start: int, length: int) -> bytes:
     """What a source holds; each of SOURCES holds something else."""
     if isinstance(source, bytes):
         return source[start : start + length]
