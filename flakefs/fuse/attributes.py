@@ -14,28 +14,34 @@ import time
 from collections.abc import Callable
 from stat import S_IFDIR
 
-from pyfuse3 import EntryAttributes, InodeT, StatvfsData
+from pyfuse3 import EntryAttributes, InodeT, SetattrFields, StatvfsData
 
 from flakefs.namespace import Inode
-from flakefs.vfs import StatFs
+from flakefs.vfs import Changes, StatFs
 
 BLOCK_SIZE_MAX = 1024 * 1024
 """st_blksize is the chunk size, up to the largest write the kernel sends: cp and others take it as the size of their
 buffers, and a copy in pieces of 1 MiB costs the mount little more than half the CPU time of one in
 pieces of 128 KiB. NFS says the same."""
+PERMISSION_BITS = 0o7777
 CLOCK_REALTIME_COARSE = 5
 """The kernel's clock for times of files; Python's `time` has no name for it."""
 
 
-def entry_maker(seconds: float, chunk_size: int) -> Callable[[Inode], EntryAttributes]:
-    """The function that makes the attributes of an inode, valid in the kernel for *seconds*."""
+def entry_maker(
+    seconds: float, chunk_size: int, *, attributes_seconds: float | None = None
+) -> Callable[[Inode], EntryAttributes]:
+    """The function that makes the attributes of an inode. The kernel believes the name that they are told for, and them
+    if *attributes_seconds* says nothing else, for *seconds*.
+    """
     block_size = min(chunk_size, BLOCK_SIZE_MAX)
+    lasting = seconds if attributes_seconds is None else attributes_seconds
 
     def entry(inode: Inode) -> EntryAttributes:
         attributes = EntryAttributes()
         attributes.st_ino = inode.ino
         attributes.entry_timeout = seconds
-        attributes.attr_timeout = seconds
+        attributes.attr_timeout = lasting
         attributes.st_mode = inode.mode
         attributes.st_nlink = inode.nlink
         attributes.st_uid = inode.uid
@@ -83,6 +89,22 @@ def statvfs_data(facts: StatFs) -> StatvfsData:
     data.f_favail = facts.files_free
     data.f_namemax = facts.name_max
     return data
+
+
+def changes_of(attributes: EntryAttributes, fields: SetattrFields) -> Changes:
+    """What setattr is told to change."""
+    atime = attributes.st_atime_ns if fields.update_atime else None
+    mtime = attributes.st_mtime_ns if fields.update_mtime else None
+    if atime is not None or mtime is not None:
+        atime, mtime = exact(atime, mtime)
+    return Changes(
+        attributes.st_mode & PERMISSION_BITS if fields.update_mode else None,
+        attributes.st_uid if fields.update_uid else None,
+        attributes.st_gid if fields.update_gid else None,
+        attributes.st_size if fields.update_size else None,
+        atime,
+        mtime,
+    )
 
 
 def exact(*times: int | None) -> list[int | None]:

@@ -9,7 +9,8 @@ Invariants
         "." and "..") is counted once with `fs.remember`, in the same step as the answer is made; `forget` takes back.
     F3  open honours O_TRUNC: libfuse asks the kernel for atomic truncation, so no setattr follows.
     F4  flush, fsync and fsyncdir are really implemented: an ENOSYS would make the kernel report success for ever.
-    F5  Time-outs are long while what others change comes to us (fuse.caches), and 0 while it may not.
+    F5  Time-outs are long while what others change comes to us (fuse.caches), and 0 while it may not; of attributes after
+        a change see SETTLING_SECONDS.
     F6  In a listing, position 1 follows ".", 2 follows "..", and c + 2 follows the entry with cookie c.
 
 Concurrency
@@ -45,17 +46,20 @@ from pyfuse3 import (
 from pyfuse3 import Operations as Handlers
 
 from flakefs.errors import Exists, NoAttribute, NotMeant
-from flakefs.fuse.attributes import dot_entry, entry_maker, exact, no_entry, statvfs_data
+from flakefs.fuse.attributes import changes_of, dot_entry, entry_maker, no_entry, statvfs_data
 from flakefs.fuse.boundary import answered, silent
 from flakefs.fuse.caches import KernelCaches
 from flakefs.fuse.options import FuseOptions
 from flakefs.fuse.stand_ins import StandIns
 from flakefs.namespace import Inode
-from flakefs.vfs import Caller, Changes, FileSystem
+from flakefs.vfs import Caller, FileSystem
 
 FIRST_PAGE = 32
 """Entries asked for at first: as many as a reply of 4 KiB can hold; later as many as the last reply took."""
-PERMISSION_BITS = 0o7777
+SETTLING_SECONDS = 1.0
+"""The kernel takes the attributes in the answer to a change (before Linux 6.16 to setattr, too) whatever their age: it
+might have been told before that another mount changed them. So in shared mode it believes them for so long only.
+"""
 
 
 class OpenFolder:
@@ -88,6 +92,7 @@ class Operations(Handlers):
         # Constant after construction
         seconds = options.read_only_cache_seconds if fs.ns.read_only else options.cache_seconds
         self._lasting = entry_maker(seconds, fs.chunk_size)
+        self._settling = entry_maker(seconds, fs.chunk_size, attributes_seconds=min(seconds, SETTLING_SECONDS))
         self._passing = entry_maker(0, fs.chunk_size)
         self._missing = no_entry(seconds)
         self._missing_now = no_entry(0)
@@ -117,7 +122,9 @@ class Operations(Handlers):
         if self._ns.shared and self._caches.stands_in(place, inode, ctx.pid):
             return self._stand_ins.made_of(self._passing(inode), inode.ino)
         older = self._ns.shared and self._caches.has_older_name(place, inode)
-        return self._given(*place, inode, older=older)
+        self._fs.remember(inode.ino)
+        self._caches.given(*place, inode)
+        return self._passing(inode) if older else self._entry(inode)
 
     @silent
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
@@ -216,21 +223,10 @@ class Operations(Handlers):
     async def setattr(
         self, inode: int, attr: EntryAttributes, fields: SetattrFields, fh: int | None, ctx: RequestContext
     ) -> EntryAttributes:
-        atime = attr.st_atime_ns if fields.update_atime else None
-        mtime = attr.st_mtime_ns if fields.update_mtime else None
-        if atime is not None or mtime is not None:
-            atime, mtime = exact(atime, mtime)
-        changes = Changes(
-            attr.st_mode & PERMISSION_BITS if fields.update_mode else None,
-            attr.st_uid if fields.update_uid else None,
-            attr.st_gid if fields.update_gid else None,
-            attr.st_size if fields.update_size else None,
-            atime,
-            mtime,
-        )
+        changes = changes_of(attr, fields)
         if self._ns.shared and fh is None and fields.update_size:  # truncate(2): it looks again, fchmod(2) would not
             await self._caches.repeats.once(ctx.pid, inode, partial(self._check_name, inode, reread=True))
-        return self._entry(await self._fs.setattr(inode, changes, caller(ctx)))
+        return self._entry(await self._fs.setattr(inode, changes, caller(ctx)), changed=True)
 
     @answered
     async def access(self, inode: int, mode: int, ctx: RequestContext) -> bool:
@@ -382,14 +378,17 @@ class Operations(Handlers):
 
     # helpers
 
-    def _entry(self, inode: Inode) -> EntryAttributes:
-        return self._lasting(inode) if self._caches.quiet else self._passing(inode)
+    def _entry(self, inode: Inode, *, changed: bool = False) -> EntryAttributes:
+        """*changed*: in the answer to a change."""
+        if not self._caches.quiet:
+            return self._passing(inode)
+        return self._settling(inode) if changed and self._ns.shared else self._lasting(inode)
 
-    def _given(self, parent: int, name: bytes, inode: Inode, *, older: bool = False) -> EntryAttributes:
-        """The attributes of an inode the kernel now knows by this name; *older*: and by one that is not its own."""
+    def _given(self, parent: int, name: bytes, inode: Inode) -> EntryAttributes:
+        """The attributes of an inode that a change here gave this name."""
         self._fs.remember(inode.ino)
         self._caches.given(parent, name, inode)
-        return self._passing(inode) if older else self._entry(inode)
+        return self._entry(inode, changed=True)
 
     async def _reply_dots(self, ino: int, start: int, token: ReaddirToken) -> bool:
         """List "." and ".." (the kernel makes neither); they count as no look-up. False: the reply is full."""

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from pyfuse3 import FUSEError
+from pyfuse3 import EntryAttributes, FUSEError
 
 from flakefs.errors import Exists, NotMeant
 from flakefs.fuse import FuseOptions, caches
@@ -66,6 +66,9 @@ class Files:
         self.linked.append(ino)
         return self.ns.inodes[ino]
 
+    async def setattr(self, ino: int, *change: object) -> Any:
+        return self.ns.inodes[ino]
+
     async def opendir(self, ino: int) -> int:
         return 78
 
@@ -82,7 +85,7 @@ class Files:
 
 
 def context(pid: int) -> Any:
-    return SimpleNamespace(pid=pid)
+    return SimpleNamespace(pid=pid, uid=0, gid=0, umask=0)
 
 
 @pytest.fixture
@@ -165,6 +168,29 @@ async def test_k5_pages_are_kept_while_somebody_who_has_read_keeps_the_file_open
         if read:
             await operations.read(77, 0, 10)
     assert (await operations.open(5, 0, context(8))).keep_cache
+
+
+async def test_f5_attributes_in_the_answer_to_a_change_do_not_last_while_others_write(
+    operations: Operations, files: Files, space: Space
+) -> None:
+    """Neither does anything while what is to be dropped is not."""
+    space.add(5, ROOT, b"n")
+    fields = SimpleNamespace(**{f"update_{name}": False for name in ("mode", "uid", "gid", "size", "atime", "mtime")})
+
+    async def seconds() -> list[tuple[float, float]]:
+        made = [
+            await operations.setattr(5, EntryAttributes(), fields, None, context(0)),
+            await operations.link(5, ROOT, b"n", context(0)),
+            await operations.getattr(5, context(0)),
+        ]
+        return [(entry.attr_timeout, entry.entry_timeout) for entry in made]
+
+    long = FuseOptions().cache_seconds
+    assert await seconds() == [(1.0, long), (1.0, long), (long, long)]
+    space.trusted = False
+    assert await seconds() == [(0.0, 0.0)] * 3
+    space.trusted, space.shared = True, False
+    assert await seconds() == [(long, long)] * 3
 
 
 async def test_k7_a_link_is_refused_once(
