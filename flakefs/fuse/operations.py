@@ -9,8 +9,8 @@ Invariants
         "." and "..") is counted once with `fs.remember`, in the same step as the answer is made; `forget` takes back.
     F3  open honours O_TRUNC: libfuse asks the kernel for atomic truncation, so no setattr follows.
     F4  flush, fsync and fsyncdir are really implemented: an ENOSYS would make the kernel report success for ever.
-    F5  Time-outs are long while what others change comes to us (fuse.caches), and 0 while it may not; of attributes after
-        a change see SETTLING_SECONDS.
+    F5  Time-outs are long while what others change comes to us (fuse.caches), and 0 while it may not; see
+        SETTLING_SECONDS for attributes after a change.
     F6  In a listing, position 1 follows ".", 2 follows "..", and c + 2 follows the entry with cookie c.
 
 Concurrency
