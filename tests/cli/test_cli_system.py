@@ -14,10 +14,14 @@ from collections.abc import Callable
 import pytest
 from pymongo import MongoClient
 
+from flakefs.format.documents import Document
+from flakefs.testing.servers import Servers
+from tests.cli.conftest import Cli
+
 CONTENT = os.urandom(300_000)
 
 
-def test_nothing_there_yet(bare) -> None:
+def test_nothing_there_yet(bare: Cli) -> None:
     for command in (["ls"], ["status"], ["nodes", "list"], ["put", "-", "/x"], ["fsck"], ["gc"]):
         message = bare.fails(1, *command, input=b"")
         assert "there is no" in message
@@ -25,7 +29,7 @@ def test_nothing_there_yet(bare) -> None:
         assert bare.database in message
 
 
-def test_format_says_what_it_made(bare) -> None:
+def test_format_says_what_it_made(bare: Cli) -> None:
     text = bare.ok(
         "format", "--chunk-size", "4M", "--codec", "lz4",
         "--node", bare.servers.node_uri(1), "--node-database", bare.node_database,
@@ -37,7 +41,7 @@ def test_format_says_what_it_made(bare) -> None:
     assert status["nodes"][0]["database"] == bare.node_database
 
 
-def test_the_first_node_is_beside_the_metadata_by_default(bare) -> None:
+def test_the_first_node_is_beside_the_metadata_by_default(bare: Cli) -> None:
     facts = bare.json("format")
     assert facts["database"] == bare.database
     assert facts["chunk_size"] == 1 << 20
@@ -47,7 +51,7 @@ def test_the_first_node_is_beside_the_metadata_by_default(bare) -> None:
         client.drop_database(f"{bare.database}_chunks")
 
 
-def test_format_over_a_file_system_needs_force_and_its_name(cli) -> None:
+def test_format_over_a_file_system_needs_force_and_its_name(cli: Cli) -> None:
     cli.ok("put", "-", "/precious", input=CONTENT)
     before = cli.json("status")["format"]["uuid"]
     assert "--force" in cli.fails(1, "format")
@@ -63,7 +67,7 @@ def test_format_over_a_file_system_needs_force_and_its_name(cli) -> None:
     assert "no damage" in cli.ok("fsck")
 
 
-def test_the_name_is_asked_for_on_a_terminal(cli) -> None:
+def test_the_name_is_asked_for_on_a_terminal(cli: Cli) -> None:
     words = [sys.executable, "-m", "flakefs", "--config", str(cli.config), "format", "--force"]
     words += ["--node", cli.servers.node_uri(1), "--node-database", cli.node_database]
     for answer, status in (("nonsense", 2), (cli.database, 0)):
@@ -76,7 +80,7 @@ def test_the_name_is_asked_for_on_a_terminal(cli) -> None:
         assert done.returncode == status, done.stderr
 
 
-def test_status_shows_what_is_stored_and_who_uses_it(cli) -> None:
+def test_status_shows_what_is_stored_and_who_uses_it(cli: Cli) -> None:
     from flakefs.api import connect
 
     cli.ok("put", "-", "/a", input=CONTENT)
@@ -96,7 +100,7 @@ def test_status_shows_what_is_stored_and_who_uses_it(cli) -> None:
         assert "somebody" in cli.ok("status")
 
 
-def test_nodes_add_list_show_set(cli, new_database: Callable[[], str]) -> None:
+def test_nodes_add_list_show_set(cli: Cli, new_database: Callable[[], str]) -> None:
     second = new_database()
     uri = cli.servers.node_uri(1)
     text = cli.ok("nodes", "add", uri, "--database", second, "--rack", "r2", "--dc", "east", "--capacity", "1.5G")
@@ -116,7 +120,7 @@ def test_nodes_add_list_show_set(cli, new_database: Callable[[], str]) -> None:
     assert cli.json("nodes", "show", "2")["chunks"] == 0
 
 
-def test_nodes_refusals(cli, new_database: Callable[[], str]) -> None:
+def test_nodes_refusals(cli: Cli, new_database: Callable[[], str]) -> None:
     uri = cli.servers.node_uri(1)
     assert "is node 1 already" in cli.fails(2, "nodes", "add", uri, "--database", cli.node_database)
     assert "'nonsense' is not a MongoDB URI" in cli.fails(2, "nodes", "add", "nonsense")
@@ -130,15 +134,15 @@ def test_nodes_refusals(cli, new_database: Callable[[], str]) -> None:
     assert [node["id"] for node in cli.json("nodes", "list")] == [1, 7]
 
 
-def test_the_database_in_the_uri_is_the_nodes(cli, new_database: Callable[[], str]) -> None:
+def test_the_database_in_the_uri_is_the_nodes(cli: Cli, new_database: Callable[[], str]) -> None:
     name = new_database()
     cli.ok("nodes", "add", f"{cli.servers.node_uri(1).rstrip('/')}/{name}")
     assert cli.json("nodes", "list")[1]["database"] == name
 
 
-def test_fsck_names_damage_and_ends_with_1(cli) -> None:
+def test_fsck_names_damage_and_ends_with_1(cli: Cli) -> None:
     cli.ok("put", "-", "/f", input=CONTENT)
-    with MongoClient(cli.servers.metadata_uri) as client:
+    with MongoClient[Document](cli.servers.metadata_uri) as client:
         chunks = client[cli.database]["chunks"]
         chunks.update_one({}, {"$inc": {"r": 3}})
     result = cli.run("fsck")
@@ -152,9 +156,9 @@ def test_fsck_names_damage_and_ends_with_1(cli) -> None:
     assert cli.run("cat", "/f").stdout_bytes == CONTENT
 
 
-def test_gc_frees_what_nothing_refers_to(cli) -> None:
+def test_gc_frees_what_nothing_refers_to(cli: Cli) -> None:
     cli.ok("put", "-", "/f", input=CONTENT)
-    with MongoClient(cli.servers.node_uri(1)) as client:
+    with MongoClient[Document](cli.servers.node_uri(1)) as client:
         home = client[cli.node_database]
         [volume] = [name for name in home.list_collection_names() if name.startswith("vol_")]
         home[volume].insert_one({"h": b"\0" * 32, "c": "none", "d": b"leaked"})
@@ -165,7 +169,7 @@ def test_gc_frees_what_nothing_refers_to(cli) -> None:
     assert "is no span of time" in cli.fails(2, "gc", "--grace", "soon")
 
 
-def test_fsck_repair_and_gc_beside_a_writer(cli) -> None:
+def test_fsck_repair_and_gc_beside_a_writer(cli: Cli) -> None:
     from flakefs.api import connect
 
     with connect(cli.config, purpose="somebody"):
@@ -175,7 +179,7 @@ def test_fsck_repair_and_gc_beside_a_writer(cli) -> None:
 
 
 @pytest.mark.parametrize("uri", ["mongodb://localhost:1/?serverSelectionTimeoutMS=200", "http://localhost/"])
-def test_a_metadata_server_that_is_not_there(bare, uri: str) -> None:
+def test_a_metadata_server_that_is_not_there(bare: Cli, uri: str) -> None:
     bare.config.write_text(f'[metadata]\nuri = "{uri}"\ndeadline_seconds = 1\n')
     status = 1 if uri.startswith("mongodb") else 2
     message = bare.fails(status, "ls")
@@ -183,7 +187,7 @@ def test_a_metadata_server_that_is_not_there(bare, uri: str) -> None:
 
 
 @pytest.mark.logs
-def test_a_node_that_is_gone(bare, private_servers) -> None:
+def test_a_node_that_is_gone(bare: Cli, private_servers: Servers) -> None:
     """V1, and L2."""
     bare.servers = private_servers
     bare.config.write_text(
@@ -207,7 +211,7 @@ def test_a_node_that_is_gone(bare, private_servers) -> None:
     bare.ok("put", "-", "/g", input=CONTENT)
 
 
-def test_a_node_that_was_emptied_is_shown(bare) -> None:
+def test_a_node_that_was_emptied_is_shown(bare: Cli) -> None:
     """V2: its server answers, and nothing of ours is there any more."""
     bare.format()
     bare.ok("put", "-", "/f", input=CONTENT)
@@ -221,7 +225,7 @@ def test_a_node_that_was_emptied_is_shown(bare) -> None:
     assert json.loads(bare.run("status", "--json").stdout)["silent_volumes"] == [1]
 
 
-def test_status_says_when_nothing_can_be_stored_any_more(cli, new_database: Callable[[], str]) -> None:
+def test_status_says_when_nothing_can_be_stored_any_more(cli: Cli, new_database: Callable[[], str]) -> None:
     """V3: one full node of two is no trouble, two are, and with two copies one is; readonly is no accident."""
     cli.ok("put", "-", "/f", input=CONTENT)
     cli.ok("nodes", "set", "1", "--capacity", "1K")
@@ -243,7 +247,7 @@ def test_status_says_when_nothing_can_be_stored_any_more(cli, new_database: Call
     assert "full" not in cli.ok("status")
 
 
-def test_a_full_disk_is_told_before_it_is_full(cli) -> None:
+def test_a_full_disk_is_told_before_it_is_full(cli: Cli) -> None:
     """V3, by the reserve that the engine keeps."""
     cli.config.write_text(cli.config.read_text().replace("reserve_bytes = 0", f"reserve_bytes = {1 << 60}"))
     assert "less than the reserve of" in cli.fails(1, "status")
@@ -251,7 +255,7 @@ def test_a_full_disk_is_told_before_it_is_full(cli) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_ends_a_copy_and_lets_go(cli, number: int) -> None:
+def test_an_interrupt_ends_a_copy_and_lets_go(cli: Cli, number: int) -> None:
     """P2, T3, A1: the session is closed."""
     command = [sys.executable, "-m", "flakefs", "--config", str(cli.config), "put", "-", "/endless"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

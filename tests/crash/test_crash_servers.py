@@ -57,7 +57,7 @@ def test_p5_servers_are_killed(new_mount: NewMount, servers: Servers) -> None:
             continue
         time.sleep(killer.chance.choice((0.0, killer.chance.uniform(0, 0.5))))
         start(victim)
-        killer.load.wait(lambda before=before: killer.load.fsyncs >= before + 3)
+        killer.load.wait(lambda before=before: killer.load.fsyncs >= before + 3)  # type: ignore[misc]
         assert killer.load.error is None, f"{killer.load.ops[-1]} met {killer.load.error!r}"
         killer.compare()
         killer.load.start()

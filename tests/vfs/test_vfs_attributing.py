@@ -96,6 +96,7 @@ async def test_facts_name_the_chunks(stack: Stack) -> None:
     ino = await put(stack.fs, b"f", b"q" * 5000)
     await stack.fs.sync()
     index = stack.door.client[stack.database]["chunks"].find_one()
+    assert index is not None
     (line,) = (await stack.fs.facts(ino))[b"chunks"].decode().splitlines()
     assert line == f"0 5000 volume={index['v']} chunk={index['k']} from=0 hash={index['_id'].hex()}"
 

@@ -30,7 +30,9 @@ async def test_lookup(stack: Stack) -> None:
     sub = await fs.mkdir(top.ino, b"sub", 0o755, ROOT)
     assert await fs.lookup(sub.ino, b".") is sub
     assert await fs.lookup(sub.ino, b"..") is top
-    assert (await fs.lookup(ROOT_INO, b"..")).ino == ROOT_INO
+    above = await fs.lookup(ROOT_INO, b"..")
+    assert above is not None
+    assert above.ino == ROOT_INO
     assert await fs.lookup(sub.ino, b"nothing") is None
     ino = await put(fs, b"file", b"")
     with pytest.raises(NotDirectory):

@@ -14,11 +14,19 @@ from flakefs.errors import (
     ReadOnly,
     Stale,
 )
+from flakefs.format.documents import Document
 from flakefs.testing.stack import Fresh
 from flakefs.values import FILE_MAX, ROOT_INO, SEGMENT_BYTES
 from flakefs.vfs import Changes
 from flakefs.vfs.paths import resolve
 from tests.vfs.operating import CHUNK, ROOT, get, put
+
+
+def inode_of(stack: Stack, **which: object) -> Document:
+    """As it is stored."""
+    document = stack.door.client[stack.database]["inodes"].find_one(which)
+    assert document is not None
+    return document
 
 
 async def test_what_is_written_is_there_after_reopening(fresh: Fresh) -> None:
@@ -38,9 +46,8 @@ async def test_small_files_are_literal_and_large_ones_chunks(stack: Stack) -> No
     await put(stack.fs, b"small", b"s" * 4096)
     await put(stack.fs, b"large", b"l" * 4097)
     await stack.fs.sync()
-    inodes = stack.door.client[stack.database]["inodes"]
-    (small,) = inodes.find_one({"n": "small"})["e"]
-    (large,) = inodes.find_one({"n": "large"})["e"]
+    (small,) = inode_of(stack, n="small")["e"]
+    (large,) = inode_of(stack, n="large")["e"]
     assert bytes(small["d"]) == b"s" * 4096
     assert (large["l"], large["z"], "d" in large) == (4097, 4097, False)
     assert stack.door.client[stack.database]["chunks"].count_documents({}) == 1
@@ -80,7 +87,8 @@ async def test_a_file_made_and_removed_at_once_costs_nothing(stack: Stack) -> No
     ino = await put(fs, b"brief", b"b" * 10_000)
     await fs.unlink(ROOT_INO, b"brief")
     assert fs.statistics().open_bytes == 0
-    assert fs.peek(ino) is None or fs.peek(ino).nlink == 0
+    inode = fs.peek(ino)
+    assert inode is None or inode.nlink == 0
     await fs.sync()
     assert fs.engine.statistics().stored_chunks == 0
 
@@ -138,7 +146,7 @@ async def test_synchronous_writes_are_committed(stack: Stack) -> None:
     fs = stack.fs
     handle, inode = await fs.create(ROOT_INO, b"wal", 0o600, os.O_WRONLY | os.O_DSYNC, ROOT)
     await fs.write(handle, 0, b"committed")
-    document = stack.door.client[stack.database]["inodes"].find_one({"_id": inode.ino})
+    document = inode_of(stack, _id=inode.ino)
     assert document["size"] == 9, "P1"
     assert bytes(document["e"][0]["d"]) == b"committed"
     await fs.release(handle)
@@ -146,16 +154,15 @@ async def test_synchronous_writes_are_committed(stack: Stack) -> None:
 
 async def test_fsync_of_a_file_and_of_a_folder_commits(stack: Stack) -> None:
     fs = stack.fs
-    inodes = stack.door.client[stack.database]["inodes"]
     handle, inode = await fs.create(ROOT_INO, b"f", 0o600, os.O_WRONLY, ROOT)
     await fs.write(handle, 0, b"f" * 5000)
     await fs.fsync(handle)
-    assert inodes.find_one({"_id": inode.ino})["size"] == 5000, "P1"
+    assert inode_of(stack, _id=inode.ino)["size"] == 5000, "P1"
     await fs.release(handle)
     made = await fs.mkdir(ROOT_INO, b"d", 0o755, ROOT)
     folder = await fs.opendir(ROOT_INO)
     await fs.fsyncdir(folder)
-    assert inodes.find_one({"_id": made.ino}), "P1"
+    assert inode_of(stack, _id=made.ino), "P1"
     await fs.releasedir(folder)
 
 
@@ -165,7 +172,7 @@ async def test_close_stored_waits(fresh: Fresh) -> None:
     fresh.configure(vfs=VfsOptions(close_stored=True))
     async with fresh.open() as stack:
         ino = await put(stack.fs, b"f", b"x" * 5000)
-        assert stack.door.client[stack.database]["inodes"].find_one({"_id": ino})["size"] == 5000, "P2"
+        assert inode_of(stack, _id=ino)["size"] == 5000, "P2"
 
 
 async def test_holes_read_as_zeros_and_take_no_space(stack: Stack) -> None:

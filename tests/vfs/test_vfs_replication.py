@@ -177,7 +177,9 @@ async def test_a_change_of_the_default_is_heard_of(two_nodes: Fresh) -> None:
         assert abs(2 * doubled.blocks - alone.blocks) <= 1, "each block of new content takes two of the disks'"
         assert await codes_of(stack, await put(fs, ROOT_INO, b"file", os.urandom(CHUNK))) == [""]
         [volume] = {chunk["v"] for chunk in stack.door.client[stack.database]["chunks"].find()}
-        assert len(stack.door.client[stack.database]["volumes"].find_one({"_id": volume})["nodes"]) == 2
+        record = stack.door.client[stack.database]["volumes"].find_one({"_id": volume})
+        assert record is not None
+        assert len(record["nodes"]) == 2
         await trio.to_thread.run_sync(
             set_replication, stack.door, stack.database, "000"
         )  # fsck calls the old volumes short

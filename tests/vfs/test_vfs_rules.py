@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from typing import Any
 
 import pytest
 
@@ -202,6 +203,6 @@ def test_facts_of_a_file() -> None:
         {"store_tasks": 0},
     ],
 )
-def test_options_are_checked(wrong: dict[str, object]) -> None:
+def test_options_are_checked(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         VfsOptions(**wrong)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import stat
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from flakefs.errors import FlakeError, NoSpace, Unavailable
+from flakefs.errors import NoSpace, Unavailable
 from flakefs.namespace import FileMap, Inode
 from flakefs.values import Block, ChunkRef
 from flakefs.vfs import VfsOptions
@@ -27,12 +28,12 @@ class ScriptedEngine:
     """Stores into a dict; each call first does what `trouble` says."""
 
     def __init__(self) -> None:
-        self.trouble: FlakeError | None = None
+        self.trouble: Exception | None = None
         self.gate: trio.Event | None = None
         self.calls: list[int] = []
         self.hardened = 0
         self.soft: list[Block] = []
-        self.settled: tuple[list, list, list] | None = None
+        self.settled: tuple[list[object], list[object], list[object]] | None = None
 
     async def store(self, blocks: Sequence[Block], *, at_once: bool = False) -> None:
         self.calls.append(len(blocks))
@@ -56,7 +57,7 @@ class ScriptedEngine:
         for block in soft:
             block.data = None
 
-    def settle(self, kept: object, dropped: object, removed: object) -> None:
+    def settle(self, kept: Iterable[object], dropped: Iterable[object], removed: Iterable[object]) -> None:
         self.settled = (list(kept), list(dropped), list(removed))
 
     def peek(self, ref: ChunkRef) -> bytes | None:
@@ -104,11 +105,11 @@ class OneFolder:
 
 
 class Bench:
-    def __init__(self, **options: object) -> None:
+    def __init__(self, **options: Any) -> None:
         self.engine = ScriptedEngine()
         self.ns = OneFolder()
-        self.side = Writeback(self.engine, CHUNK, VfsOptions(dirty_bytes=LIMIT, **options))
-        self.side.attach(self.ns)
+        self.side = Writeback(self.engine, CHUNK, VfsOptions(dirty_bytes=LIMIT, **options))  # type: ignore[arg-type]  # a fake
+        self.side.attach(self.ns)  # type: ignore[arg-type]  # a fake
         self.ns.side = self.side
 
     def file(self) -> FileContent:
