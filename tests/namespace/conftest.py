@@ -80,6 +80,9 @@ class Content:
         block.ref, block.stored_bytes = ref, len(data) + 7
         self.pins[block] = None
 
+    def share(self, shared: bool) -> None:
+        """Everything is asked and deleted at once, whoever else writes."""
+
     def at_rest(self) -> bool:
         return not self.pins
 
@@ -200,11 +203,18 @@ class World:
 
     # -- what is committed --
 
+    def stored(self, collection: str, id: object) -> d.Document:
+        """The document, which is there."""
+        document = self.db[collection].find_one({"_id": id})
+        assert document is not None
+        return document
+
     def tree(self) -> dict[bytes, d.InodeRecord]:
         """path -> inode, of all names."""
         inodes, links = self._records()
         children: dict[int, list[tuple[bytes, int]]] = {}
-        for record in [*inodes.values(), *links]:
+        records: list[d.InodeRecord | d.LinkRecord] = [*inodes.values(), *links]
+        for record in records:
             children.setdefault(record.parent, []).append((record.name, record.ino))
         result: dict[bytes, d.InodeRecord] = {}
 
@@ -242,7 +252,8 @@ class World:
     def audit(self, *, orphans: int | None = 0, leaks: bool = False) -> None:
         """Every invariant between the committed documents, and that the node holds exactly what is indexed."""
         inodes, links = self._records()
-        names = Counter(record.ino for record in [*links, *(i for i in inodes.values() if i.parent >= 0)])
+        named: list[d.InodeRecord | d.LinkRecord] = [*links, *(i for i in inodes.values() if i.parent >= 0)]
+        names = Counter(record.ino for record in named)
         orphaned = self.orphans()
         if orphans is not None:
             assert len(orphaned) == orphans
@@ -264,10 +275,10 @@ class World:
         assert volume is not None
         assert volume["chunks"] == len(index)
         assert volume["bytes"] == sum(record.stored_bytes for record in index.values())
-        stored, named = set(self.bytes_of), {ref.key for ref in index}
-        assert named <= stored, "an indexed chunk has no bytes"
+        stored, indexed = set(self.bytes_of), {ref.key for ref in index}
+        assert indexed <= stored, "an indexed chunk has no bytes"
         if not leaks:
-            assert stored == named, "bytes that nobody names"
+            assert stored == indexed, "bytes that nobody names"
 
     def _audit_inode(
         self,

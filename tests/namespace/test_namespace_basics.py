@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from typing import Any
 
 import pytest
 
@@ -22,10 +23,11 @@ from flakefs.errors import (
 )
 from flakefs.namespace import UNKNOWN, Namespace, NamespaceOptions, options
 from flakefs.values import SEGMENT_BYTES, Extent
-from tests.namespace.listings import names
+from tests.namespace.conftest import World
+from tests.namespace.listings import child_of, map_of, names
 
 
-async def test_everything_comes_back(world) -> None:
+async def test_everything_comes_back(world: World) -> None:
     async with world.open() as ns:
         folder = await world.folder(ns, ns.root, b"folder")
         file = await world.file(ns, folder, b"file \xff", b"content")
@@ -38,15 +40,15 @@ async def test_everything_comes_back(world) -> None:
     world.audit()
     async with world.open() as ns:
         assert ns.peek_child(ns.root, b"folder") is UNKNOWN
-        folder = await ns.child(ns.root, b"folder")
+        folder = await child_of(ns, ns.root, b"folder")
         assert (folder.mode, folder.uid, folder.gid, folder.nlink, folder.size) == (0o40755, 1, 2, 2, 0)
         assert ns.root.nlink == 3
-        file = await ns.child(folder, b"file \xff")
+        file = await child_of(ns, folder, b"file \xff")
         assert (file.size, file.used, file.xattrs) == (7, 7, {b"user.a": b"\0value"})
-        assert world.read_extents(file.map.segment(0)) == [(0, b"content")]
-        link = await ns.child(folder, b"link")
+        assert world.read_extents(map_of(file).segment(0)) == [(0, b"content")]
+        link = await child_of(ns, folder, b"link")
         assert (link.target, link.size, link.atime, link.mtime, link.ctime, link.btime) == (b"to/there", 8, 5, 5, 5, 5)
-        assert (await ns.child(ns.root, b"null")).rdev == 259
+        assert (await child_of(ns, ns.root, b"null")).rdev == 259
         assert await ns.child(folder, b"none") is None
         assert ns.peek_child(folder, b"none") is None
         assert await names(ns, folder) == [b"file \xff", b"link"]
@@ -56,11 +58,11 @@ async def test_everything_comes_back(world) -> None:
             await ns.get(10**9)
 
 
-async def test_what_cannot_be_made(world) -> None:
+async def test_what_cannot_be_made(world: World) -> None:
     async with world.open() as ns:
         folder = await world.folder(ns, ns.root, b"d")
         file = await world.file(ns, ns.root, b"f")
-        make = {"mode": 0o100644, "uid": 0, "gid": 0, "now": 1}
+        make: dict[str, Any] = {"mode": 0o100644, "uid": 0, "gid": 0, "now": 1}
         for parent, name, error in (
             (ns.root, b"f", Exists),
             (file, b"x", NotDirectory),
@@ -90,13 +92,13 @@ async def test_what_cannot_be_made(world) -> None:
     world.audit()
 
 
-async def test_removing(world) -> None:
+async def test_removing(world: World) -> None:
     async with world.open() as ns:
         folder = await world.folder(ns, ns.root, b"d")
         await world.file(ns, folder, b"f")
         await ns.commit()
     async with world.open() as ns:
-        folder = await ns.child(ns.root, b"d")
+        folder = await child_of(ns, ns.root, b"d")
         with pytest.raises(NotFound):
             await ns.unlink(ns.root, b"x", now=3)
         with pytest.raises(NotFound):
@@ -120,7 +122,7 @@ async def test_removing(world) -> None:
     assert world.tree() == {}
 
 
-async def test_a_file_that_comes_and_goes_within_a_group_costs_nothing(world) -> None:
+async def test_a_file_that_comes_and_goes_within_a_group_costs_nothing(world: World) -> None:
     """G3."""
     async with world.open() as ns:
         await ns.commit()
@@ -136,7 +138,7 @@ async def test_a_file_that_comes_and_goes_within_a_group_costs_nothing(world) ->
     world.audit()
 
 
-async def test_readers_see_what_is_committed(world, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_readers_see_what_is_committed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     async with world.open() as ns:
         file = await world.file(ns, ns.root, b"f", b"old")
         await ns.commit()
@@ -144,7 +146,7 @@ async def test_readers_see_what_is_committed(world, monkeypatch: pytest.MonkeyPa
         async with world.open(writable=False) as reader:
             world.content = writer_content
             assert reader.read_only
-            seen = await reader.child(reader.root, b"f")
+            seen = await child_of(reader, reader.root, b"f")
             assert seen.size == 3
             with pytest.raises(ReadOnly):
                 await reader.unlink(reader.root, b"f", now=1)
@@ -167,11 +169,11 @@ async def test_readers_see_what_is_committed(world, monkeypatch: pytest.MonkeyPa
 
 def reader_at(reader: Namespace) -> Namespace:
     """names() looks inodes up with peek(), which has to see them as fresh."""
-    reader.peek = reader._cache.known.get  # type: ignore[method-assign,assignment]
+    reader.peek = reader._cache.known.get  # type: ignore[assignment]
     return reader
 
 
-async def test_extents_of_a_fragmented_file_survive_a_change_of_attributes(world) -> None:
+async def test_extents_of_a_fragmented_file_survive_a_change_of_attributes(world: World) -> None:
     """An inode with many extents is updated field by field."""
     async with world.open() as ns:
         file = await world.file(ns, ns.root, b"f")

@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 
 import pytest
 import trio
 from bson.int64 import Int64
 
 from flakefs.errors import InvalidArgument
-from flakefs.format.documents import CHUNKS, EXTENTS, INODES, ORPHANS
-from flakefs.namespace import NamespaceOptions, maps, segments
+from flakefs.format.documents import CHUNKS, EXTENTS, INODES, ORPHANS, Document
+from flakefs.namespace import Inode, NamespaceOptions, maps, segments
 from flakefs.values import SEGMENT_BYTES, Block, ChunkRef, Extent
+from tests.namespace.conftest import World
+from tests.namespace.listings import child_of, map_of
 
 
-async def test_equal_content_is_counted_once_per_extent(world) -> None:
+def the_only(world: World, collection: str) -> Document:
+    [document] = world.db[collection].find()
+    return document
+
+
+async def test_equal_content_is_counted_once_per_extent(world: World) -> None:
     """F1."""
     async with world.open() as ns:
         for number in range(5):
             await world.file(ns, ns.root, b"%d" % number, b"same")
         await ns.commit()
         world.audit()
-        assert world.db[CHUNKS].find_one()["r"] == 5
+        assert the_only(world, CHUNKS)["r"] == 5
         for number in range(4):
             await ns.unlink(ns.root, b"%d" % number, now=1)
         await ns.commit()
         world.audit()
-        last = await ns.child(ns.root, b"4")
+        last = await child_of(ns, ns.root, b"4")
         await world.write(ns, last, 0, b"diff")
         await ns.commit()
         world.audit()
@@ -34,13 +42,13 @@ async def test_equal_content_is_counted_once_per_extent(world) -> None:
         await world.cut_hole(ns, last, 1, 2)  # two extents of one chunk now
         await ns.commit()
         world.audit()
-        assert world.db[CHUNKS].find_one()["r"] == 2
+        assert the_only(world, CHUNKS)["r"] == 2
         await ns.truncate(last, 0)
     world.audit()
     assert world.bytes_of == {}
 
 
-async def test_random_overwrites_keep_every_count(world) -> None:
+async def test_random_overwrites_keep_every_count(world: World) -> None:
     chooser = random.Random(5)
     async with world.open() as ns:
         files = [await world.file(ns, ns.root, b"%d" % number) for number in range(4)]
@@ -59,7 +67,7 @@ async def test_random_overwrites_keep_every_count(world) -> None:
             await ns.commit()
             world.audit()
             for file in files:
-                file.map.trim(force=True)
+                map_of(file).trim(force=True)
         for number in range(4):
             await ns.unlink(ns.root, b"%d" % number, now=1)
         while world.db[INODES].count_documents({}) > 1:
@@ -69,28 +77,28 @@ async def test_random_overwrites_keep_every_count(world) -> None:
     assert world.bytes_of == {}
 
 
-async def test_another_locator_in_the_index_is_taken_over(world) -> None:
+async def test_another_locator_in_the_index_is_taken_over(world: World) -> None:
     """F2: somebody else indexed the same content first."""
     async with world.open() as ns:
         theirs = await world.file(ns, ns.root, b"theirs", b"same content")
         await ns.commit()
-        ref = theirs.map.segment(0)[0].source
+        ref = map_of(theirs).segment(0)[0].source
         assert isinstance(ref, ChunkRef)
         del world.content.refs[ref.hash]  # our side has forgotten it, so it makes another one
         ours = await world.file(ns, ns.root, b"ours", b"same content")
         again = await world.file(ns, ns.root, b"again")
         block = await world.write(ns, again, 0, b"same content")
         await ns.commit()
-        assert ours.map.segment(0) == again.map.segment(0) == [Extent(0, 12, ref, 0)]
+        assert map_of(ours).segment(0) == map_of(again).segment(0) == [Extent(0, 12, ref, 0)]
         assert block.ref == ref
         assert block in world.content.settled[-1][1], "the bytes we stored are superfluous"
         del world.bytes_of[world.content.refs[ref.hash].key]  # what the engine does about them
         world.content.refs[ref.hash] = ref
         world.audit()
-        assert world.db[CHUNKS].find_one()["r"] == 3
+        assert the_only(world, CHUNKS)["r"] == 3
 
 
-async def test_blocks_are_settled_once_whatever_becomes_of_them(world) -> None:
+async def test_blocks_are_settled_once_whatever_becomes_of_them(world: World) -> None:
     """J6."""
     async with world.open() as ns:
         file = await world.file(ns, ns.root, b"f")
@@ -118,26 +126,26 @@ async def test_blocks_are_settled_once_whatever_becomes_of_them(world) -> None:
     world.audit()
 
 
-async def test_a_file_of_many_segments(world) -> None:
+async def test_a_file_of_many_segments(world: World) -> None:
     async with world.open() as ns:
         file = await world.file(ns, ns.root, b"f")
         for number in (0, 1, 5, 1000):
             await world.write(ns, file, number * SEGMENT_BYTES + 3, b"part %d" % number)
     world.audit()
     async with world.open() as ns:
-        file = await ns.child(ns.root, b"f")
-        assert file.map.loaded(0, SEGMENT_BYTES)
-        assert not file.map.loaded(0, SEGMENT_BYTES + 1)
+        file = await child_of(ns, ns.root, b"f")
+        assert map_of(file).loaded(0, SEGMENT_BYTES)
+        assert not map_of(file).loaded(0, SEGMENT_BYTES + 1)
         await ns.load(file, 0, 7 * SEGMENT_BYTES)
-        assert file.map.loaded(0, 7 * SEGMENT_BYTES)
-        assert not file.map.loaded(999 * SEGMENT_BYTES, file.size)
-        assert file.map.loaded(file.size + SEGMENT_BYTES, file.size + 2**40), "M2: nothing lies behind the end"
-        assert sorted(file.map.segments()) == [0, 1, 5]
-        assert world.read_extents(file.map.segment(5)) == [(5 * SEGMENT_BYTES + 3, b"part 5")]
-        assert file.map.segment(3) == []
+        assert map_of(file).loaded(0, 7 * SEGMENT_BYTES)
+        assert not map_of(file).loaded(999 * SEGMENT_BYTES, file.size)
+        assert map_of(file).loaded(file.size + SEGMENT_BYTES, file.size + 2**40), "M2: nothing lies behind the end"
+        assert sorted(map_of(file).segments()) == [0, 1, 5]
+        assert world.read_extents(map_of(file).segment(5)) == [(5 * SEGMENT_BYTES + 3, b"part 5")]
+        assert map_of(file).segment(3) == []
         used = file.used
         await ns.load(file, 0, 2**62)
-        assert file.map.loaded(0, 2**62)
+        assert map_of(file).loaded(0, 2**62)
         await world.write(ns, file, 5 * SEGMENT_BYTES, b"new")
         await world.cut_hole(ns, file, SEGMENT_BYTES, 2 * SEGMENT_BYTES)
         await ns.commit()
@@ -155,7 +163,7 @@ async def test_a_file_of_many_segments(world) -> None:
             await ns.load(ns.root, 0, 1)
 
 
-async def test_a_huge_hole_costs_nothing(world) -> None:
+async def test_a_huge_hole_costs_nothing(world: World) -> None:
     """S1."""
     huge = 999_999_999_999_999
     async with world.open() as ns:
@@ -165,14 +173,14 @@ async def test_a_huge_hole_costs_nothing(world) -> None:
     world.audit()
     async with world.open() as ns:
         with trio.fail_after(20):
-            file = await ns.child(ns.root, b"f")
+            file = await child_of(ns, ns.root, b"f")
             assert file.size == huge
             await ns.truncate(file, huge - 5)
             await ns.truncate(file, 2**62)
             await ns.commit()
             world.audit()
             await ns.truncate(file, 3)
-            assert file.map.whole()
+            assert map_of(file).whole()
             await ns.commit()
             world.audit()
             assert world.content_of(world.tree()[b"/f"]) == [(0, b"beg")]
@@ -181,7 +189,7 @@ async def test_a_huge_hole_costs_nothing(world) -> None:
     world.audit()
 
 
-async def test_a_long_file_is_cut_off_in_steps(world, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_long_file_is_cut_off_in_steps(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """S2."""
     monkeypatch.setattr(segments, "STEP_SEGMENTS", 4)
     async with world.open() as ns:
@@ -189,7 +197,7 @@ async def test_a_long_file_is_cut_off_in_steps(world, monkeypatch: pytest.Monkey
         for number in range(15):
             await world.write(ns, file, 2 * number * SEGMENT_BYTES, b"part %d" % number)
     async with world.open() as ns:
-        file = await ns.child(ns.root, b"f")
+        file = await child_of(ns, ns.root, b"f")
         await world.write(ns, file, 28 * SEGMENT_BYTES, b"unstored")
         sizes = []
         room = ns._segments._room
@@ -209,12 +217,12 @@ async def test_a_long_file_is_cut_off_in_steps(world, monkeypatch: pytest.Monkey
     assert world.content_of(world.tree()[b"/f"]) == [(0, b"part 0")]
 
 
-async def stand_still(inode, size: int) -> None:
+async def stand_still(inode: Inode, size: int) -> None:
     """Takes the place of truncate(), so that nothing is released."""
     await trio.sleep_forever()
 
 
-async def test_large_files_are_released_after_their_name(world) -> None:
+async def test_large_files_are_released_after_their_name(world: World) -> None:
     """O1: the name goes at once, the content in steps; after a crash the next writer goes on."""
     async with world.open() as ns:
         for name in (b"f", b"g"):
@@ -222,12 +230,12 @@ async def test_large_files_are_released_after_their_name(world) -> None:
             for number in range(20):
                 await world.write(ns, file, number * SEGMENT_BYTES, b"part %d" % number)
     async with world.open(crash=True) as ns:
-        ns._segments.truncate = stand_still
+        ns._segments.truncate = stand_still  # type: ignore[method-assign]
         await ns.unlink(ns.root, b"f", now=1)
         await ns.commit()
         assert set(world.tree()) == {b"/g"}
         world.audit(orphans=1)
-    assert world.db[ORPHANS].find_one()["session"] == world.session.epoch
+    assert the_only(world, ORPHANS)["session"] == world.session.epoch
     async with world.open() as ns:
         while world.db[ORPHANS].count_documents({}):
             await ns.commit()
@@ -236,7 +244,7 @@ async def test_large_files_are_released_after_their_name(world) -> None:
     assert world.db[EXTENTS].count_documents({}) == 19
 
 
-async def test_open_files_without_a_name(world) -> None:
+async def test_open_files_without_a_name(world: World) -> None:
     """H3."""
     async with world.open() as ns:
         file = await world.file(ns, ns.root, b"f", b"first")
@@ -245,7 +253,7 @@ async def test_open_files_without_a_name(world) -> None:
         await world.write(ns, file, 5, b" second")
         await ns.commit()
         world.audit(orphans=1)
-        assert world.read_extents(file.map.segment(0)) == [(0, b"first"), (5, b" second")]
+        assert world.read_extents(map_of(file).segment(0)) == [(0, b"first"), (5, b" second")]
         assert await ns.get(file.ino) is file
         ns.release(file.ino)
         await world.write(ns, file, 12, b" third")
@@ -264,7 +272,7 @@ async def test_open_files_without_a_name(world) -> None:
     world.audit()
 
 
-async def test_a_crash_with_open_files_leaves_orphans_that_the_next_writer_frees(world) -> None:
+async def test_a_crash_with_open_files_leaves_orphans_that_the_next_writer_frees(world: World) -> None:
     """O1."""
     async with world.open(crash=True) as ns:
         for number in range(5):
@@ -283,7 +291,7 @@ async def test_a_crash_with_open_files_leaves_orphans_that_the_next_writer_frees
     assert set(world.tree()) == {b"/kept"}
 
 
-async def test_a_segment_in_a_running_commit_is_not_forgotten(world, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_segment_in_a_running_commit_is_not_forgotten(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """M4."""
     monkeypatch.setattr(maps, "KEPT_SEGMENTS", 1)
     async with world.open() as ns:
@@ -294,21 +302,21 @@ async def test_a_segment_in_a_running_commit_is_not_forgotten(world, monkeypatch
         await world.write(ns, file, 10 * SEGMENT_BYTES, b"new")
         real = world.content.store
 
-        async def store(blocks: list[Block]) -> None:
+        async def store(blocks: Iterable[Block]) -> None:
             await ns.load(file, 15 * SEGMENT_BYTES, 18 * SEGMENT_BYTES)
-            assert file.map.loaded(10 * SEGMENT_BYTES, 10 * SEGMENT_BYTES + 3)
-            assert not file.map.loaded(9 * SEGMENT_BYTES, 9 * SEGMENT_BYTES + 3)
+            assert map_of(file).loaded(10 * SEGMENT_BYTES, 10 * SEGMENT_BYTES + 3)
+            assert not map_of(file).loaded(9 * SEGMENT_BYTES, 9 * SEGMENT_BYTES + 3)
             await real(blocks)
 
-        world.content.store = store
+        world.content.store = store  # type: ignore[method-assign]
         await ns.commit()
-        world.content.store = real
+        world.content.store = real  # type: ignore[method-assign]
         await ns.load(file, 10 * SEGMENT_BYTES, 11 * SEGMENT_BYTES)
-        assert world.read_extents(file.map.segment(10)) == [(10 * SEGMENT_BYTES, b"new")]
+        assert world.read_extents(map_of(file).segment(10)) == [(10 * SEGMENT_BYTES, b"new")]
     world.audit()
 
 
-async def test_memory_is_bounded(world, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_memory_is_bounded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(maps, "KEPT_SEGMENTS", 20)
     async with world.open(NamespaceOptions(cached_inodes=50, group_documents=100)) as ns:
         for one in range(10):
@@ -322,12 +330,12 @@ async def test_memory_is_bounded(world, monkeypatch: pytest.MonkeyPatch) -> None
         for number in range(60):
             await world.write(ns, file, number * SEGMENT_BYTES, b"x")
         await ns.commit()
-        assert len(file.map.segments()) <= 20, "M4"
+        assert len(map_of(file).segments()) <= 20, "M4"
         await ns.load(file, 0, 30 * SEGMENT_BYTES)
-        assert file.map.loaded(0, 30 * SEGMENT_BYTES)
+        assert map_of(file).loaded(0, 30 * SEGMENT_BYTES)
         await ns.load(file, 30 * SEGMENT_BYTES, 50 * SEGMENT_BYTES)
-        assert len(file.map.segments()) <= 21
-        assert file.map.loaded(0, 1), "the first segment has no document of its own"
+        assert len(map_of(file).segments()) <= 21
+        assert map_of(file).loaded(0, 1), "the first segment has no document of its own"
         await ns.truncate(file, 0)
     world.audit()
     assert len(world.tree()) == 511

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import pytest
 import trio
 
 from flakefs.errors import Conflict, Fenced, NoSpace, NotFormatted, ReadOnly
 from flakefs.format.documents import COUNTERS, INODES, ORPHANS, SESSIONS
-from flakefs.namespace import NamespaceOptions, journal
+from flakefs.namespace import NamespaceOptions, commit, journal
 from flakefs.values import Block
+from tests.namespace.conftest import World
 
 QUICK = NamespaceOptions(commit_interval_seconds=0.02, error_timeout_seconds=0.2)
 
 
-async def test_changes_are_stored_at_intervals(world) -> None:
+async def test_changes_are_stored_at_intervals(world: World) -> None:
     async with world.open(QUICK) as ns:
         await world.file(ns, ns.root, b"f", b"data")
         with trio.fail_after(20):
@@ -22,7 +26,7 @@ async def test_changes_are_stored_at_intervals(world) -> None:
         world.audit()
 
 
-async def test_a_large_group_is_stored_at_once_and_changes_wait_for_room(world) -> None:
+async def test_a_large_group_is_stored_at_once_and_changes_wait_for_room(world: World) -> None:
     options = NamespaceOptions(commit_interval_seconds=3600, group_documents=20, dirty_documents_max=40)
     async with world.open(options) as ns:
         with trio.fail_after(30):
@@ -37,7 +41,7 @@ async def test_a_large_group_is_stored_at_once_and_changes_wait_for_room(world) 
     assert len(world.tree()) == 500
 
 
-async def test_concurrent_commits_share_one_and_see_what_was_before_them(world) -> None:
+async def test_concurrent_commits_share_one_and_see_what_was_before_them(world: World) -> None:
     """J2."""
     async with world.open() as ns:
         await ns.commit()
@@ -58,22 +62,22 @@ async def test_concurrent_commits_share_one_and_see_what_was_before_them(world) 
     world.audit()
 
 
-async def test_changes_during_a_commit_belong_to_the_next(world) -> None:
+async def test_changes_during_a_commit_belong_to_the_next(world: World) -> None:
     """J1, G1."""
     async with world.open() as ns:
         file = await world.file(ns, ns.root, b"f", b"1111")
         went_on = trio.Event()
 
-        async def store(blocks: list[Block]) -> None:
+        async def store(blocks: Iterable[Block]) -> None:
             await world.write(ns, file, 0, b"2222")
             await ns.rename(ns.root, b"f", ns.root, b"g", now=1)
             await world.file(ns, ns.root, b"f", b"3333")
-            world.content.store = real
+            world.content.store = real  # type: ignore[method-assign]
             went_on.set()
             await real(blocks)
 
         real = world.content.store
-        world.content.store = store
+        world.content.store = store  # type: ignore[method-assign]
         await ns.commit()
         assert went_on.is_set()
         assert {path: world.content_of(record) for path, record in world.tree().items()} == {b"/f": [(0, b"1111")]}
@@ -85,7 +89,7 @@ async def test_changes_during_a_commit_belong_to_the_next(world) -> None:
     }
 
 
-async def test_full_nodes_refuse_the_commit_and_nothing_else(world) -> None:
+async def test_full_nodes_refuse_the_commit_and_nothing_else(world: World) -> None:
     """J5, P8."""
     async with world.open() as ns:
         old = await world.file(ns, ns.root, b"old", b"old")
@@ -116,7 +120,7 @@ async def test_full_nodes_refuse_the_commit_and_nothing_else(world) -> None:
 
 
 @pytest.mark.logs
-async def test_leaving_says_what_could_not_be_stored(world) -> None:
+async def test_leaving_says_what_could_not_be_stored(world: World) -> None:
     """Q3."""
 
     async def fill() -> None:
@@ -130,7 +134,7 @@ async def test_leaving_says_what_could_not_be_stored(world) -> None:
     world.db[SESSIONS].update_many({}, {"$set": {"state": "dead"}})
 
 
-async def test_errors_inside_leave_as_they_are(world) -> None:
+async def test_errors_inside_leave_as_they_are(world: World) -> None:
     """A nursery must not wrap what the caller raises; and what was changed before is stored."""
 
     async def fall() -> None:
@@ -152,7 +156,7 @@ async def test_errors_inside_leave_as_they_are(world) -> None:
 
 
 @pytest.mark.logs
-async def test_a_dead_session_stores_nothing(world) -> None:
+async def test_a_dead_session_stores_nothing(world: World) -> None:
     """T1, L2."""
     async with world.open(crash=True) as ns:
         await world.file(ns, ns.root, b"f", b"data")
@@ -170,7 +174,7 @@ async def test_a_dead_session_stores_nothing(world) -> None:
 
 @pytest.mark.logs
 @pytest.mark.parametrize("damage", ["version", "gone", "name"])
-async def test_a_failed_guard_undoes_the_whole_group(world, damage: str) -> None:
+async def test_a_failed_guard_undoes_the_whole_group(world: World, damage: str) -> None:
     """T2."""
     async with world.open(crash=True) as ns:
         file = await world.file(ns, ns.root, b"f", b"data")
@@ -181,7 +185,7 @@ async def test_a_failed_guard_undoes_the_whole_group(world, damage: str) -> None
         elif damage == "gone":
             world.db[INODES].delete_one({"_id": file.ino})
         else:
-            world.db[INODES].insert_one(world.db[INODES].find_one({"_id": file.ino}) | {"_id": 10**6, "n": "other"})
+            world.db[INODES].insert_one(world.stored(INODES, file.ino) | {"_id": 10**6, "n": "other"})
         file.mode = 0o100600
         ns.changed(file)
         inodes = list(world.db[INODES].find())
@@ -191,12 +195,14 @@ async def test_a_failed_guard_undoes_the_whole_group(world, damage: str) -> None
         assert isinstance(ns.failure, Conflict)
 
 
-async def test_a_bug_in_a_commit_loses_nothing(world, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+async def test_a_bug_in_a_commit_loses_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """J3."""
-    real = journal.transact
+    real = commit.transact
     failures = iter([KeyError("x")])
 
-    def transact(*args, **keywords):
+    def transact(*args: Any, **keywords: Any) -> Any:
         for failure in failures:
             raise failure
         return real(*args, **keywords)
@@ -211,11 +217,13 @@ async def test_a_bug_in_a_commit_loses_nothing(world, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.logs
-async def test_a_bug_that_stays_is_logged_once(world, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
-    real = journal.transact
+async def test_a_bug_that_stays_is_logged_once(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = commit.transact
     failures = iter([*[KeyError("x")] * 5, *[KeyError("y")] * 3, KeyError("x")])
 
-    def transact(*args, **keywords):
+    def transact(*args: Any, **keywords: Any) -> Any:
         for failure in failures:
             raise failure
         return real(*args, **keywords)
@@ -237,7 +245,7 @@ async def test_a_bug_that_stays_is_logged_once(world, monkeypatch: pytest.Monkey
     world.audit()
 
 
-async def test_numbers_are_never_given_twice(world) -> None:
+async def test_numbers_are_never_given_twice(world: World) -> None:
     """N1."""
     seen: set[int] = set()
     for _ in range(3):
@@ -247,10 +255,10 @@ async def test_numbers_are_never_given_twice(world) -> None:
             seen.update(inos)
         world.db[SESSIONS].update_many({}, {"$set": {"state": "dead"}})
     assert len(seen) == 150
-    assert world.db[COUNTERS].find_one({"_id": "ino"})["next"] > max(seen)
+    assert world.stored(COUNTERS, "ino")["next"] > max(seen)
 
 
-async def test_an_empty_database_is_no_file_system(world) -> None:
+async def test_an_empty_database_is_no_file_system(world: World) -> None:
     world.db[INODES].delete_many({})
     with pytest.raises(NotFormatted):
         async with world.open():

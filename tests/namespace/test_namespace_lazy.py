@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 
 from flakefs.format.documents import INODES
-from flakefs.namespace import cache
+from flakefs.namespace import Inode, cache
+from tests.namespace.conftest import World
 
 
-async def test_access_times_wait_for_another_change_or_the_end(world) -> None:
-    def stored(inode) -> int:
-        return world.db[INODES].find_one({"_id": inode.ino})["atime"]
+async def test_access_times_wait_for_another_change_or_the_end(world: World) -> None:
+    def stored(inode: Inode) -> int:
+        return int(world.stored(INODES, inode.ino)["atime"])
 
     async with world.open() as ns:
         one, two = [await world.file(ns, ns.root, name) for name in (b"one", b"two")]
@@ -25,13 +26,14 @@ async def test_access_times_wait_for_another_change_or_the_end(world) -> None:
         await ns.commit()
         assert stored(one) == 7_001
         assert stored(two) < 7_002
-        assert ns.peek(two.ino).atime == 7_002
+        assert ns.peek(two.ino) is two
+        assert two.atime == 7_002
         inos = one.ino, two.ino
     documents = {document["_id"]: document["atime"] for document in world.db[INODES].find({"_id": {"$in": inos}})}
     assert documents == {inos[0]: 7_001, inos[1]: 7_002}
 
 
-async def test_access_times_of_many_and_old_ones_are_stored(world, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_access_times_of_many_and_old_ones_are_stored(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "LAZY_MAX", 3)
     async with world.open() as ns:
         files = [await world.file(ns, ns.root, b"%d" % number) for number in range(4)]
@@ -46,7 +48,7 @@ async def test_access_times_of_many_and_old_ones_are_stored(world, monkeypatch: 
         assert set(ns._cache.dirty) == {file.ino for file in files}
 
 
-async def test_what_is_removed_has_no_access_time(world) -> None:
+async def test_what_is_removed_has_no_access_time(world: World) -> None:
     async with world.open() as ns:
         file = await world.file(ns, ns.root, b"gone")
         await ns.commit()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from flakefs.errors import (
@@ -9,7 +11,8 @@ from flakefs.errors import (
 )
 from flakefs.namespace import NamespaceOptions, entries, folders
 from flakefs.values import Extent
-from tests.namespace.listings import names
+from tests.namespace.conftest import World
+from tests.namespace.listings import child_of, map_of, names
 
 
 @pytest.fixture
@@ -21,7 +24,7 @@ def small_folders(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small_folders")
-async def test_a_large_folder_is_read_page_by_page(world) -> None:
+async def test_a_large_folder_is_read_page_by_page(world: World) -> None:
     async with world.open() as ns:
         folder = await world.folder(ns, ns.root, b"d")
         for number in range(20):
@@ -29,7 +32,7 @@ async def test_a_large_folder_is_read_page_by_page(world) -> None:
             if number % 5 == 0:
                 await ns.link(file, folder, b"l%02d" % number, now=1)
     async with world.open(NamespaceOptions(cached_inodes=2)) as ns:
-        folder = await ns.child(ns.root, b"d")
+        folder = await child_of(ns, ns.root, b"d")
         everything = {b"f%02d" % n for n in range(20)} | {b"l%02d" % n for n in range(0, 20, 5)}
         listed = await names(ns, folder, 4)
         assert sorted(listed) == sorted(everything)
@@ -55,7 +58,9 @@ async def test_a_large_folder_is_read_page_by_page(world) -> None:
     assert world.tree() == {}
 
 
-async def test_a_folder_with_much_literal_content_is_not_kept_whole(world, monkeypatch) -> None:
+async def test_a_folder_with_much_literal_content_is_not_kept_whole(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(folders, "FEW", 3)
     monkeypatch.setattr(folders, "LISTING_BYTES", 5_000)
     async with world.open() as ns:
@@ -63,11 +68,11 @@ async def test_a_folder_with_much_literal_content_is_not_kept_whole(world, monke
             folder = await world.folder(ns, ns.root, name)
             for number in range(5):
                 file = await world.file(ns, folder, b"f%d" % number)
-                file.map.replace(0, [Extent(0, length, bytes(length), 0)])
+                map_of(file).replace(0, [Extent(0, length, bytes(length), 0)])
                 file.size = length
                 ns.changed(file)
     async with world.open() as ns:
-        few, much = await ns.child(ns.root, b"few"), await ns.child(ns.root, b"much")
+        few, much = await child_of(ns, ns.root, b"few"), await child_of(ns, ns.root, b"much")
         assert len(await names(ns, few, 10)) == len(await names(ns, much, 10)) == 5
         assert few.complete
         assert much.large
@@ -76,13 +81,13 @@ async def test_a_folder_with_much_literal_content_is_not_kept_whole(world, monke
 
 
 @pytest.mark.usefixtures("small_folders")
-async def test_a_large_folder_whose_removals_are_stored_is_empty(world) -> None:
+async def test_a_large_folder_whose_removals_are_stored_is_empty(world: World) -> None:
     async with world.open() as ns:
         folder = await world.folder(ns, ns.root, b"d")
         for number in range(8):
             await world.file(ns, folder, b"%d" % number)
     async with world.open() as ns:
-        folder = await ns.child(ns.root, b"d")
+        folder = await child_of(ns, ns.root, b"d")
         for name in await names(ns, folder):
             await ns.unlink(folder, name, now=1)
         await ns.commit()
@@ -90,7 +95,7 @@ async def test_a_large_folder_whose_removals_are_stored_is_empty(world) -> None:
     world.audit()
 
 
-async def test_a_cold_walk_costs_few_queries(world) -> None:
+async def test_a_cold_walk_costs_few_queries(world: World) -> None:
     async with world.open() as ns:
         for one in range(6):
             first = await world.folder(ns, ns.root, b"%d" % one)
@@ -101,12 +106,12 @@ async def test_a_cold_walk_costs_few_queries(world) -> None:
         reads = 0
         real = ns._cache.read
 
-        async def counted(query, **named):
+        async def counted(query: Any, **named: Any) -> Any:
             nonlocal reads
             reads += 1
             return await real(query, **named)
 
-        ns._cache.read = counted
+        ns._cache.read = counted  # type: ignore[method-assign]
         seen = 0
         stack = [ns.root]
         while stack:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import trio
@@ -11,18 +12,21 @@ from flakefs.errors import ReadOnly, StoreError, Unavailable
 from flakefs.format.documents import SESSIONS
 from flakefs.mongo.clients import connect
 from flakefs.mongo.door import Door
-from flakefs.namespace import NamespaceOptions, journal
+from flakefs.namespace import NamespaceOptions, commit, journal
+from flakefs.testing.servers import Servers
+from tests.namespace.conftest import World
+from tests.namespace.listings import child_of
 
 PATIENT = NamespaceOptions(commit_interval_seconds=3600, error_timeout_seconds=60)
 
 
 @pytest.mark.parametrize("applied", [False, True], ids=["lost", "applied"])
-async def test_an_unknown_outcome_is_found_out(world, monkeypatch: pytest.MonkeyPatch, applied: bool) -> None:
+async def test_an_unknown_outcome_is_found_out(world: World, monkeypatch: pytest.MonkeyPatch, applied: bool) -> None:
     """T1, T4, P5: the answer is lost; the next attempt tells whether the first went through; nothing is done twice."""
-    real = journal.transact
+    real = commit.transact
     attempts = 0
 
-    def transact(*args, **keywords):
+    def transact(*args: Any, **keywords: Any) -> Any:
         nonlocal attempts
         attempts += 1
         if attempts == 1:
@@ -41,14 +45,16 @@ async def test_an_unknown_outcome_is_found_out(world, monkeypatch: pytest.Monkey
         await ns.commit()
         assert attempts == 2
         assert ns.statistics().retries == 1
-        assert world.db[SESSIONS].find_one({"_id": world.session.epoch})["commits"] == 2
+        assert world.stored(SESSIONS, world.session.epoch)["commits"] == 2
         world.audit()
-        await world.write(ns, await ns.child(ns.root, b"new"), 3, b"!")
+        await world.write(ns, await child_of(ns, ns.root, b"new"), 3, b"!")
     world.audit()
 
 
 @pytest.mark.logs
-async def test_the_metadata_server_is_gone_for_a_while(private_servers, world_at) -> None:
+async def test_the_metadata_server_is_gone_for_a_while(
+    private_servers: Servers, world_at: Callable[[str], World]
+) -> None:
     """J3, J4, P3: those who wait are told, changes are refused, and all is well when it is back."""
     world = world_at(private_servers.metadata_uri)
     async with world.open(NamespaceOptions(commit_interval_seconds=0.05, error_timeout_seconds=1.0)) as ns:
@@ -76,7 +82,9 @@ async def test_the_metadata_server_is_gone_for_a_while(private_servers, world_at
         assert set(world.tree()) == {b"/d", b"/d/f", b"/d/g"}
 
 
-async def test_inodes_are_counted_without_the_metadata_server_too(private_servers, world_at) -> None:
+async def test_inodes_are_counted_without_the_metadata_server_too(
+    private_servers: Servers, world_at: Callable[[str], World]
+) -> None:
     """Q4."""
     world = world_at(private_servers.metadata_uri)
     async with world.open() as ns:
@@ -97,7 +105,9 @@ async def test_inodes_are_counted_without_the_metadata_server_too(private_server
                 await trio.sleep(0.1)
 
 
-async def test_the_metadata_server_is_killed_between_commits(private_servers, world_at) -> None:
+async def test_the_metadata_server_is_killed_between_commits(
+    private_servers: Servers, world_at: Callable[[str], World]
+) -> None:
     """P1, P5: short outages are only waited for; what was committed is there."""
     world = world_at(private_servers.metadata_uri)
     async with world.open(PATIENT) as ns:
@@ -114,7 +124,7 @@ async def test_the_metadata_server_is_killed_between_commits(private_servers, wo
 
 
 @pytest.mark.logs
-async def test_nodes_that_fail_are_tried_again(world) -> None:
+async def test_nodes_that_fail_are_tried_again(world: World) -> None:
     async with world.open(NamespaceOptions(error_timeout_seconds=60)) as ns:
         world.content.fail = [Unavailable("node 1 does not answer")] * 3
         file = await world.file(ns, ns.root, b"f", b"data")
@@ -123,7 +133,7 @@ async def test_nodes_that_fail_are_tried_again(world) -> None:
         world.audit()
     async with world.open(NamespaceOptions(commit_interval_seconds=0.05, error_timeout_seconds=0.3)) as ns:
         world.content.fail = [Unavailable("node 1 does not answer")] * 10_000
-        file = await ns.child(ns.root, b"f")
+        file = await child_of(ns, ns.root, b"f")
         await world.write(ns, file, 0, b"DATA")
         with trio.fail_after(30), pytest.raises(Unavailable):
             await ns.commit()
@@ -139,7 +149,7 @@ async def test_nodes_that_fail_are_tried_again(world) -> None:
 
 
 @pytest.mark.logs
-async def test_a_commit_after_a_failure_tries_at_once(world, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_commit_after_a_failure_tries_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """J4: an fsync right after the server is back succeeds, whenever the journal would have tried again."""
     monkeypatch.setattr(journal, "PAUSE_FIRST_SECONDS", 3600.0)
     monkeypatch.setattr(journal, "PAUSE_MAX_SECONDS", 3600.0)
@@ -161,7 +171,7 @@ async def test_a_commit_after_a_failure_tries_at_once(world, monkeypatch: pytest
 
 
 @pytest.fixture
-def world_at(world, request: pytest.FixtureRequest) -> Callable[[str], object]:
+def world_at(world: World, request: pytest.FixtureRequest) -> Callable[[str], object]:
     """The same kind of world on another server."""
 
     def make(uri: str) -> object:

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from flakefs.namespace import queries
+from tests.namespace.conftest import World
 
 
-async def build(world) -> None:
+async def build(world: World) -> None:
     async with world.open() as ns:
         folder = await world.folder(ns, ns.root, b"folder")
         deep = await world.folder(ns, folder, b"deep")
@@ -55,7 +56,7 @@ async def build(world) -> None:
     ],
     ids=str,
 )
-async def test_find_is_a_walk_without_walking(world, question: dict[str, Any]) -> None:
+async def test_find_is_a_walk_without_walking(world: World, question: dict[str, Any]) -> None:
     """U1."""
     await build(world)
     found = dict(queries.find(world.db, **question))
@@ -74,7 +75,7 @@ async def test_find_is_a_walk_without_walking(world, question: dict[str, Any]) -
     assert found == wanted
 
 
-async def test_paths_of(world) -> None:
+async def test_paths_of(world: World) -> None:
     await build(world)
     by_ino: dict[int, list[bytes]] = {}
     for path, record in world.tree().items():

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 
 from flakefs.errors import Exists, FlakeError, InvalidArgument, IsDirectory, NotDirectory, NotEmpty, NotFound
-from flakefs.namespace import NamespaceOptions
+from flakefs.namespace import Inode, Namespace, NamespaceOptions
+from tests.namespace.conftest import World
+from tests.namespace.listings import child_of
 
 
-async def build(world, ns) -> None:
+async def build(world: World, ns: Namespace) -> None:
     """/a (file) /b (file) /d (empty folder) /e/f (folder with a file) /g/h/i (nested folders) /l and /e/m (one file)"""
     await world.file(ns, ns.root, b"a", b"of a")
     await world.file(ns, ns.root, b"b", b"of b")
@@ -24,16 +27,17 @@ async def build(world, ns) -> None:
     await ns.link(both, e, b"m", now=1)
 
 
-async def at(ns, path: bytes):
+async def at(ns: Namespace, path: bytes) -> tuple[Inode, bytes]:
     """(folder, name) of a path such as b"e/f"."""
     *above, name = path.split(b"/")
     folder = ns.root
     for part in above:
-        folder = await ns.child(folder, part)
+        folder = await child_of(ns, folder, part)
     return folder, name
 
 
-CASES = [
+Flags = dict[str, Any]
+CASES: list[tuple[bytes, bytes, Flags, type[FlakeError] | None]] = [
     (b"a", b"z", {}, None),
     (b"a", b"b", {}, None),
     (b"a", b"a", {}, None),
@@ -97,7 +101,7 @@ def expected(tree: dict[bytes, int], one: bytes, other: bytes, exchange: bool) -
 
 
 @pytest.mark.parametrize("options", [NamespaceOptions(), NamespaceOptions(cached_inodes=1)], ids=["cached", "tiny"])
-async def test_every_kind(world, options: NamespaceOptions) -> None:
+async def test_every_kind(world: World, options: NamespaceOptions) -> None:
     for one, other, flags, error in CASES:
         world.reset()
         async with world.open() as ns:
@@ -121,7 +125,7 @@ async def test_every_kind(world, options: NamespaceOptions) -> None:
             assert record.ctime == 99
 
 
-async def test_two_renames_in_one_group(world) -> None:
+async def test_two_renames_in_one_group(world: World) -> None:
     """T3: all pairs of plain renames and exchanges, committed together: chains, swaps and cycles of names."""
     pairs = [*itertools.permutations([b"a", b"b", b"e/f", b"l", b"e/m"], 2)]
     for number, (first, second) in enumerate(itertools.product(pairs, repeat=2)):
@@ -132,7 +136,8 @@ async def test_two_renames_in_one_group(world) -> None:
             await build(world, ns)
             await ns.commit()
             tree = {path: record.ino for path, record in world.tree().items()}
-            for (one, other), flags in ((first, {}), (second, {"exchange": True}), (second, {})):
+            renames: list[tuple[tuple[bytes, bytes], Flags]] = [(first, {}), (second, {"exchange": True}), (second, {})]
+            for (one, other), flags in renames:
                 try:
                     await ns.rename(*await at(ns, one), *await at(ns, other), **flags, now=2)
                 except FlakeError:
@@ -144,7 +149,7 @@ async def test_two_renames_in_one_group(world) -> None:
         assert {path: record.ino for path, record in world.tree().items()} == tree, f"{first} {second}"
 
 
-async def test_a_cycle_of_names(world) -> None:
+async def test_a_cycle_of_names(world: World) -> None:
     """T3: a -> t, b -> a, c -> b, t -> c in one group, with links and folders among them."""
     async with world.open() as ns:
         a = await world.file(ns, ns.root, b"a")
@@ -159,7 +164,7 @@ async def test_a_cycle_of_names(world) -> None:
     assert after == {b"/a": before[b"/b"].ino, b"/b": before[b"/a"].ino, b"/c": before[b"/a"].ino}
 
 
-async def test_a_new_file_takes_a_name_that_was_renamed_or_removed(world) -> None:
+async def test_a_new_file_takes_a_name_that_was_renamed_or_removed(world: World) -> None:
     """How editors save."""
     async with world.open() as ns:
         await world.file(ns, ns.root, b"a", b"1")
@@ -167,7 +172,7 @@ async def test_a_new_file_takes_a_name_that_was_renamed_or_removed(world) -> Non
         await ns.commit()
         await ns.rename(ns.root, b"a", ns.root, b"a~", now=1)
         await world.file(ns, ns.root, b"a", b"2")
-        held = await ns.child(ns.root, b"b")
+        held = await child_of(ns, ns.root, b"b")
         ns.hold(held.ino)
         await ns.unlink(ns.root, b"b", now=2)
         await world.file(ns, ns.root, b"b", b"2")
@@ -182,7 +187,7 @@ async def test_a_new_file_takes_a_name_that_was_renamed_or_removed(world) -> Non
     }
 
 
-async def test_a_removed_folder_takes_nothing_in(world) -> None:
+async def test_a_removed_folder_takes_nothing_in(world: World) -> None:
     async with world.open() as ns:
         gone = await world.folder(ns, ns.root, b"d")
         await world.file(ns, ns.root, b"f")

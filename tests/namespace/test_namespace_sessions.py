@@ -14,9 +14,11 @@ from flakefs.errors import HeldElsewhere
 from flakefs.format.documents import SESSIONS
 from flakefs.namespace import open_session
 from flakefs.namespace.sessions import KEPT_DEAD, boot_id, identity, process_lives
+from flakefs.testing.servers import Servers
+from tests.namespace.conftest import World
 
 
-async def test_a_second_writer_is_told_who_holds_the_file_system(world) -> None:
+async def test_a_second_writer_is_told_who_holds_the_file_system(world: World) -> None:
     """L1."""
     first = await open_session(world.door, world.name, kind="mount", writable=True, where="$/mnt/flake")
     with pytest.raises(HeldElsewhere) as caught:
@@ -35,7 +37,7 @@ async def test_a_second_writer_is_told_who_holds_the_file_system(world) -> None:
     assert documents[second.epoch]["commits"] == 0
 
 
-async def test_of_many_newcomers_one_wins(world) -> None:
+async def test_of_many_newcomers_one_wins(world: World) -> None:
     """L1, registering at the same moment."""
     winners, losers = [], []
 
@@ -63,7 +65,7 @@ async def test_of_many_newcomers_one_wins(world) -> None:
         ({"boot": "another host", "lease": 0}, False),
     ],
 )
-async def test_who_is_dead(world, change: dict[str, object], alive: bool) -> None:
+async def test_who_is_dead(world: World, change: dict[str, object], alive: bool) -> None:
     """L2, L3."""
     first = await open_session(world.door, world.name, kind="mount", writable=True, where="")
     world.db[SESSIONS].update_one({"_id": first.epoch}, {"$set": change})
@@ -72,7 +74,7 @@ async def test_who_is_dead(world, change: dict[str, object], alive: bool) -> Non
             await open_session(world.door, world.name, kind="mount", writable=True, where="")
     else:
         await open_session(world.door, world.name, kind="mount", writable=True, where="")
-    state = world.db[SESSIONS].find_one({"_id": first.epoch})["state"]
+    state = world.stored(SESSIONS, first.epoch)["state"]
     assert state == ("alive" if alive else "dead")
 
 
@@ -88,15 +90,15 @@ def test_processes_that_ended_are_dead() -> None:
     assert "pid:" in boot_id(), "a pid means nothing in another pid namespace"
 
 
-async def test_the_heart_beats_until_the_session_is_declared_dead(world) -> None:
+async def test_the_heart_beats_until_the_session_is_declared_dead(world: World) -> None:
     session = await open_session(world.door, world.name, kind="mount", writable=True, where="", lease_seconds=0.03)
     told = trio.Event()
     session.when_fenced = told.set
-    begin = world.db[SESSIONS].find_one({"_id": session.epoch})["beat"]
+    begin = world.stored(SESSIONS, session.epoch)["beat"]
     async with trio.open_nursery() as nursery:
         nursery.start_soon(session.heartbeat_forever)
         with trio.fail_after(20):
-            while world.db[SESSIONS].find_one({"_id": session.epoch})["beat"] == begin:  # noqa: ASYNC110
+            while world.stored(SESSIONS, session.epoch)["beat"] == begin:  # noqa: ASYNC110
                 await trio.sleep(0.01)
             assert not session.fenced
             world.db[SESSIONS].update_one({"_id": session.epoch}, {"$set": {"state": "dead"}})
@@ -104,7 +106,7 @@ async def test_the_heart_beats_until_the_session_is_declared_dead(world) -> None
     assert session.fenced
 
 
-async def test_old_dead_sessions_are_swept(world) -> None:
+async def test_old_dead_sessions_are_swept(world: World) -> None:
     old = await open_session(world.door, world.name, kind="mount", writable=True, where="")
     await old.close()
     world.db.counters.update_one({"_id": "session"}, {"$inc": {"next": KEPT_DEAD}})
@@ -131,7 +133,7 @@ trio.run(main, *sys.argv[1:])
 """
 
 
-async def test_the_transaction_of_a_killed_session_is_in_nobodys_way(world, servers) -> None:
+async def test_the_transaction_of_a_killed_session_is_in_nobodys_way(world: World, servers: Servers) -> None:
     """L4: a server would keep it, and its locks, for a minute."""
     command = [sys.executable, "-c", KILLED_IN_A_TRANSACTION, servers.metadata_uri, world.name]
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: ASYNC220

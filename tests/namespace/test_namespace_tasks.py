@@ -6,6 +6,7 @@ import os
 import random
 import stat
 from contextlib import suppress
+from typing import Any
 
 import pytest
 import trio
@@ -14,11 +15,13 @@ from flakefs.errors import PosixError, Unavailable
 from flakefs.format.documents import COUNTERS, INODES
 from flakefs.namespace import NamespaceOptions, entries, prefetch, schema
 from flakefs.values import Extent
+from tests.namespace.conftest import World
+from tests.namespace.listings import child_of, map_of
 
 TINY = NamespaceOptions(cached_inodes=2, commit_interval_seconds=0.01, group_documents=5, dirty_documents_max=1000)
 
 
-async def test_one_object_per_inode(world) -> None:
+async def test_one_object_per_inode(world: World) -> None:
     """C1, I1, Q2: whoever holds one meets the same one, however small the cache."""
     async with world.open() as ns:
         for number in range(20):
@@ -27,7 +30,7 @@ async def test_one_object_per_inode(world) -> None:
         found = []
 
         async def look() -> None:
-            found.append(await ns.child(ns.root, b"7"))
+            found.append(await child_of(ns, ns.root, b"7"))
 
         async with trio.open_nursery() as nursery:
             for _ in range(5):
@@ -42,7 +45,7 @@ async def test_one_object_per_inode(world) -> None:
 
 
 @pytest.mark.parametrize("first_seed", range(0, 4 * int(os.environ.get("FLAKEFS_EXAMPLES", "12")) // 10, 4))
-async def test_many_tasks_on_one_tree(world, monkeypatch: pytest.MonkeyPatch, first_seed: int) -> None:
+async def test_many_tasks_on_one_tree(world: World, monkeypatch: pytest.MonkeyPatch, first_seed: int) -> None:
     """E2, E3, C2: names that nobody touches are in every listing exactly once; what is stored is sound."""
     monkeypatch.setattr(entries, "LOOKUP_LOADS", 3)
     async with world.open() as ns:
@@ -98,7 +101,7 @@ async def test_many_tasks_on_one_tree(world, monkeypatch: pytest.MonkeyPatch, fi
     assert {path[1:] for path in world.tree() if path.count(b"/") == 1} >= lasting
 
 
-async def test_prefetching_is_bounded_and_may_fail(world, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_prefetching_is_bounded_and_may_fail(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A1, A2."""
     monkeypatch.setattr(prefetch, "FOLDERS_MAX", 4)
     async with world.open() as ns:
@@ -109,7 +112,9 @@ async def test_prefetching_is_bounded_and_may_fail(world, monkeypatch: pytest.Mo
         asked: list[list[int]] = []
         real = prefetch.read_folders
 
-        def read(db, inos, limit, real=real, asked=asked, fails=fails):
+        def read(
+            db: Any, inos: list[int], limit: int, real: Any = real, asked: list[list[int]] = asked, fails: bool = fails
+        ) -> Any:
             asked.append(inos)
             if fails:
                 raise Unavailable("not now")
@@ -124,11 +129,11 @@ async def test_prefetching_is_bounded_and_may_fail(world, monkeypatch: pytest.Mo
         assert max(map(len, asked)) <= 4
 
 
-async def test_what_a_snapshot_holds_stays(world) -> None:
+async def test_what_a_snapshot_holds_stays(world: World) -> None:
     """M1, I3, I4: lists of extents are replaced, versions count commits, the stored place is known while it differs."""
     async with world.open() as ns:
         file = await world.file(ns, ns.root, b"f", b"one")
-        snapshot = file.map.segment(0)
+        snapshot = map_of(file).segment(0)
         before = list(snapshot)
         await world.write(ns, file, 1, b"two")
         assert snapshot == before
@@ -145,7 +150,7 @@ async def test_what_a_snapshot_holds_stays(world) -> None:
     world.audit()
 
 
-async def test_what_is_in_memory_is_answered_without_waiting(world) -> None:
+async def test_what_is_in_memory_is_answered_without_waiting(world: World) -> None:
     """Q1, I2: no checkpoint and no query for what is known, "no such name" included."""
     async with world.open() as ns:
         folder = await world.folder(ns, ns.root, b"d")
@@ -154,7 +159,7 @@ async def test_what_is_in_memory_is_answered_without_waiting(world) -> None:
         async def no_query(_query: object) -> None:
             raise AssertionError("asked the database")
 
-        ns._cache.read = no_query
+        ns._cache.read = no_query  # type: ignore[method-assign,assignment]
         ticks = 0
 
         async def count() -> None:
@@ -180,7 +185,7 @@ async def test_what_is_in_memory_is_answered_without_waiting(world) -> None:
         del ns._cache.read
 
 
-def test_creating_twice_changes_nothing(world) -> None:
+def test_creating_twice_changes_nothing(world: World) -> None:
     """B1."""
     world.db[COUNTERS].update_one({"_id": "ino"}, {"$inc": {"next": 50}})
     world.db[INODES].update_one({"_id": 1}, {"$set": {"mode": 0o40700}})

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import trio
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from flakefs.namespace.tickets import GATHER_SECONDS, Ticket, Tickets
 
 
-async def test_a_lone_worker_is_never_held_back(autojump_clock) -> None:
+async def test_a_lone_worker_is_never_held_back(autojump_clock: MockClock) -> None:
     tickets = Tickets()
     for cut in range(1, 4):
         with tickets.queued(Ticket(cut)):
@@ -19,7 +19,7 @@ async def test_a_lone_worker_is_never_held_back(autojump_clock) -> None:
             tickets.answer(cut - 1)
 
 
-async def test_a_commit_for_which_nobody_waits_goes_at_once(autojump_clock) -> None:
+async def test_a_commit_for_which_nobody_waits_goes_at_once(autojump_clock: MockClock) -> None:
     tickets = Tickets()
     with tickets.queued(Ticket(1)), tickets.queued(Ticket(1)):
         tickets.answer(0)
@@ -28,7 +28,7 @@ async def test_a_commit_for_which_nobody_waits_goes_at_once(autojump_clock) -> N
     assert trio.current_time() == before
 
 
-async def test_the_group_goes_as_soon_as_all_are_back(autojump_clock) -> None:
+async def test_the_group_goes_as_soon_as_all_are_back(autojump_clock: MockClock) -> None:
     """One was in flight and one waited for the next commit: from then on they go together."""
     tickets = Tickets()
     gathered = trio.Event()
@@ -51,7 +51,9 @@ async def test_the_group_goes_as_soon_as_all_are_back(autojump_clock) -> None:
 
 
 @pytest.mark.parametrize(("last", "limit"), [(60.0, GATHER_SECONDS), (0.002, 0.001)])
-async def test_who_does_not_come_back_is_not_waited_for_long(autojump_clock, last: float, limit: float) -> None:
+async def test_who_does_not_come_back_is_not_waited_for_long(
+    autojump_clock: MockClock, last: float, limit: float
+) -> None:
     tickets = Tickets()
     with tickets.queued(Ticket(2)):
         with tickets.queued(Ticket(1)):

@@ -14,8 +14,10 @@ from flakefs.errors import Refused, Unavailable
 from flakefs.mongo import patience
 from flakefs.mongo.clients import connect
 from flakefs.mongo.door import Door
-from flakefs.namespace import NamespaceOptions
+from flakefs.namespace import Namespace, NamespaceOptions
 from flakefs.testing.servers import Servers, TestServer
+from tests.namespace.conftest import World
+from tests.namespace.listings import child_of
 
 DEADLINE = 0.5
 PATIENT = NamespaceOptions(commit_interval_seconds=3600, error_timeout_seconds=60)
@@ -25,7 +27,7 @@ HANG_SECONDS = 40.0
 
 
 @pytest.fixture
-def away(private_servers: Servers, world: Any) -> Iterator[Any]:
+def away(private_servers: Servers, world: World) -> Iterator[World]:
     """A world on a metadata server that the test may end, with a short deadline."""
     uri = private_servers.metadata_uri
     door = Door(connect(uri, purpose="test", deadline_seconds=DEADLINE), name="metadata", deadline_seconds=DEADLINE)
@@ -33,18 +35,18 @@ def away(private_servers: Servers, world: Any) -> Iterator[Any]:
     door.close()
 
 
-async def fill(world: Any) -> None:
+async def fill(world: World) -> None:
     async with world.open() as ns:
         folder = await world.folder(ns, ns.root, b"d")
         await world.file(ns, folder, b"f", b"data")
 
 
-async def looked_up(ns: Any) -> bytes:
-    folder = await ns.child(ns.root, b"d")
-    return (await ns.child(folder, b"f")).name
+async def looked_up(ns: Namespace) -> bytes:
+    folder = await child_of(ns, ns.root, b"d")
+    return (await child_of(ns, folder, b"f")).name
 
 
-async def made(world: Any, ns: Any) -> bytes:
+async def made(world: World, ns: Namespace) -> bytes:
     return (await world.file(ns, ns.root, b"new")).name
 
 
@@ -54,11 +56,15 @@ def leave(server: TestServer, how: str) -> Callable[[], None]:
         server.pause()
         return server.resume
     server.kill()
-    return lambda: server.start() and None
+
+    def back() -> None:
+        server.start()
+
+    return back
 
 
 @pytest.mark.parametrize("how", ["hangs", "refuses"])
-async def test_p5_operations_wait_and_go_on(private_servers: Servers, away: Any, how: str) -> None:
+async def test_p5_operations_wait_and_go_on(private_servers: Servers, away: World, how: str) -> None:
     """Longer than the deadline of a call, shorter than error_timeout."""
     await fill(away)
     answers: list[bytes] = []
@@ -82,7 +88,7 @@ async def test_p5_operations_wait_and_go_on(private_servers: Servers, away: Any,
 
 
 @pytest.mark.parametrize("how", ["hangs", "refuses"])
-async def test_p3_they_are_told_after_error_timeout(private_servers: Servers, away: Any, how: str) -> None:
+async def test_p3_they_are_told_after_error_timeout(private_servers: Servers, away: World, how: str) -> None:
     """Not sooner, not much later, and not one after the other; then at once; and all is well when it is back."""
     await fill(away)
     told: list[float] = []
@@ -119,7 +125,7 @@ async def test_p3_they_are_told_after_error_timeout(private_servers: Servers, aw
             assert await made(away, ns) == b"new"
 
 
-async def test_other_answers_are_not_waited_for(away: Any) -> None:
+async def test_other_answers_are_not_waited_for(away: World) -> None:
     """PT1."""
     await fill(away)
     async with away.open(PATIENT) as ns:
@@ -135,7 +141,7 @@ async def test_other_answers_are_not_waited_for(away: Any) -> None:
         assert attempts == 1
 
 
-async def test_at_the_end_nobody_waits(private_servers: Servers, away: Any) -> None:
+async def test_at_the_end_nobody_waits(private_servers: Servers, away: World) -> None:
     """C6."""
     await fill(away)
     with trio.fail_after(HANG_SECONDS):
@@ -147,7 +153,7 @@ async def test_at_the_end_nobody_waits(private_servers: Servers, away: Any) -> N
             private_servers.metadata.resume()
 
 
-async def test_a_wait_can_be_cancelled(private_servers: Servers, away: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_wait_can_be_cancelled(private_servers: Servers, away: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patience, "PAUSE_FIRST_SECONDS", 30.0)
     monkeypatch.setattr(patience, "PAUSE_MAX_SECONDS", 30.0)
     await fill(away)
