@@ -9,6 +9,7 @@ import os
 NOREPLACE, EXCHANGE, WHITEOUT = 1, 2, 4
 AT_FDCWD, AT_SYMLINK_NOFOLLOW, AT_EACCESS, AT_SYMLINK_FOLLOW = -100, 0x100, 0x200, 0x400
 NOW, OMIT = (1 << 30) - 1, (1 << 30) - 2
+AnyPath = str | bytes | os.PathLike[str]
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -22,22 +23,22 @@ def checked(result: int) -> int:
     return result
 
 
-def renameat2(source, target, flags: int) -> None:
+def renameat2(source: AnyPath, target: AnyPath, flags: int) -> None:
     checked(LIBC.renameat2(AT_FDCWD, os.fsencode(source), AT_FDCWD, os.fsencode(target), flags))
 
 
-def utimensat(path, atime: tuple[int, int], mtime: tuple[int, int], flags: int = 0) -> None:
+def utimensat(path: AnyPath, atime: tuple[int, int], mtime: tuple[int, int], flags: int = 0) -> None:
     """Each time is (seconds, nanoseconds), or (0, NOW), or (0, OMIT)."""
     times = (Timespec * 2)(Timespec(*atime), Timespec(*mtime))
     checked(LIBC.utimensat(AT_FDCWD, os.fsencode(path), times, flags))
 
 
-def link_open_file(descriptor: int, target) -> None:
+def link_open_file(descriptor: int, target: AnyPath) -> None:
     source = b"/proc/self/fd/%d" % descriptor
     checked(LIBC.linkat(AT_FDCWD, source, AT_FDCWD, os.fsencode(target), AT_SYMLINK_FOLLOW))
 
 
-def faccessat(path, mode: int, flags: int = 0) -> None:
+def faccessat(path: AnyPath, mode: int, flags: int = 0) -> None:
     checked(LIBC.faccessat(AT_FDCWD, os.fsencode(path), mode, flags))
 
 
@@ -45,7 +46,7 @@ def fallocate(descriptor: int, mode: int, offset: int, length: int) -> None:
     checked(LIBC.fallocate(descriptor, mode, ctypes.c_long(offset), ctypes.c_long(length)))
 
 
-def put(path, data: bytes, flags: int = os.O_WRONLY | os.O_CREAT) -> None:
+def put(path: AnyPath, data: bytes, flags: int = os.O_WRONLY | os.O_CREAT) -> None:
     """Write without cutting the file."""
     descriptor = os.open(path, flags, 0o666)
     try:
@@ -54,7 +55,7 @@ def put(path, data: bytes, flags: int = os.O_WRONLY | os.O_CREAT) -> None:
         os.close(descriptor)
 
 
-def take(path, size: int = 1 << 20) -> bytes:
+def take(path: AnyPath, size: int = 1 << 20) -> bytes:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         return os.read(descriptor, size)
@@ -62,7 +63,7 @@ def take(path, size: int = 1 << 20) -> bytes:
         os.close(descriptor)
 
 
-def append_records(path, letter: bytes, count: int, size: int) -> None:
+def append_records(path: AnyPath, letter: bytes, count: int, size: int) -> None:
     """*count* records, each one write(2) of *size* equal bytes."""
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
     for _ in range(count):
@@ -70,7 +71,7 @@ def append_records(path, letter: bytes, count: int, size: int) -> None:
     os.close(descriptor)
 
 
-def mapped_put(path, offset: int, data: bytes) -> None:
+def mapped_put(path: AnyPath, offset: int, data: bytes) -> None:
     """Through a shared mapping that stays unsynchronised until it is closed."""
     descriptor = os.open(path, os.O_RDWR)
     with mmap.mmap(descriptor, 0) as memory:

@@ -73,7 +73,7 @@ def test_folders(folder: Path, person: Callable[..., Person], bits: int) -> None
     os.chown(path, 1001, 2001)
     path.chmod(bits << 3)
     lists, changes, searches = bits & 4, bits & 2 and bits & 1, bits & 1
-    attempts = [
+    attempts: list[tuple[int, Callable[[], object]]] = [
         (lists, lambda: user.listdir("d")),
         (searches, lambda: user.stat("d/f")),
         (searches, lambda: user.take("d/f")),
@@ -144,7 +144,8 @@ def test_without_allow_other_nobody_else_gets_in(new_mount: NewMount) -> None:
     (mount.path / "d").mkdir(0o777)
     stranger = Person(mount.path.parent, 1001, 2001)
     try:
-        for attempt in (lambda: stranger.stat("mnt"), lambda: stranger.listdir("mnt/d")):
+        attempts: list[Callable[[], object]] = [lambda: stranger.stat("mnt"), lambda: stranger.listdir("mnt/d")]
+        for attempt in attempts:
             with failing(errno.EACCES):
                 attempt()
     finally:

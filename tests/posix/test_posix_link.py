@@ -14,7 +14,7 @@ from flakefs.testing.mounted import Mount
 from tests.posix.calls import link_open_file
 from tests.posix.kit import Person, failing
 
-KINDS = {
+KINDS: dict[str, Callable[[Path], object]] = {
     "file": lambda path: path.write_bytes(b"content"),
     "fifo": lambda path: os.mkfifo(path),
     "socket": lambda path: os.mknod(path, stat.S_IFSOCK | 0o644),

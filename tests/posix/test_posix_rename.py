@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,16 @@ import pytest
 from tests.posix.calls import EXCHANGE, NOREPLACE, WHITEOUT, renameat2
 from tests.posix.kit import failing
 
-KINDS = {
+
+def full_folder(path: Path) -> None:
+    path.mkdir()
+    (path / "in").touch()
+
+
+KINDS: dict[str, Callable[[Path], object]] = {
     "file": lambda path: path.write_bytes(b"f"),
     "empty folder": lambda path: path.mkdir(),
-    "full folder": lambda path: (path.mkdir(), (path / "in").touch()),
+    "full folder": full_folder,
     "link": lambda path: path.symlink_to("target"),
     "fifo": lambda path: os.mkfifo(path),
     "socket": lambda path: os.mknod(path, stat.S_IFSOCK | 0o600),

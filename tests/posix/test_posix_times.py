@@ -18,7 +18,7 @@ from tests.posix.kit import failing, moves, needs_root
 DAY_NS = 86_400 * 10**9
 Change = Callable[[Path], object]
 
-ON_FILES = {
+ON_FILES: dict[str, tuple[Change, str]] = {
     "chmod": (lambda path: path.chmod(0o600), "ctime"),
     "chown": (lambda path: os.chown(path, os.geteuid(), os.getegid()), "ctime"),
     "write": (lambda path: put(path, b"w"), "mtime ctime"),
@@ -32,7 +32,7 @@ ON_FILES = {
     "stat": (lambda path: path.stat(), ""),
     "fsync": (lambda path: sync(path), ""),
 }
-ON_FOLDERS = {
+ON_FOLDERS: dict[str, Change] = {
     "create": lambda path: (path / "new").touch(),
     "mkdir": lambda path: (path / "new").mkdir(),
     "mkfifo": lambda path: os.mkfifo(path / "new"),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from flakefs.testing.mounted import Mount
+from flakefs.testing.mounted import Mount, NewMount
 from tests.posix.calls import append_records, mapped_put
 from tests.posix.kit import failing
 
@@ -53,9 +53,9 @@ def test_append_goes_to_the_end_whatever_the_offset(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("flags", [os.O_SYNC, os.O_DSYNC, os.O_SYNC | os.O_DIRECT, os.O_SYNC | os.O_APPEND])
-def test_synchronous_writes_survive_a_kill(new_mount, flags: int) -> None:
+def test_synchronous_writes_survive_a_kill(new_mount: NewMount, flags: int) -> None:
     """P1, and without any fsync."""
-    mount: Mount = new_mount(settings={"namespace": {"commit_interval_seconds": 3600.0}})
+    mount = new_mount(settings={"namespace": {"commit_interval_seconds": 3600.0}})
     memory = mmap.mmap(-1, PAGE)
     memory.write(b"d" * PAGE)
     descriptor = os.open(mount.path / "f", os.O_CREAT | os.O_WRONLY | flags)
