@@ -157,6 +157,12 @@ def sealed(content: bytes | bytearray, code: str = "") -> Block:
     return block
 
 
+def ref_of(block: Block) -> ChunkRef:
+    """Of a block that is stored."""
+    assert block.ref is not None
+    return block.ref
+
+
 _numbers = itertools.count()
 
 

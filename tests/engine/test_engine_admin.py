@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -27,6 +28,7 @@ from flakefs.errors import (
     UsageError,
 )
 from flakefs.format.documents import COUNTERS, FORMAT, METADATA_COLLECTIONS, NODE_MARKER, NODES
+from flakefs.format.records import FormatRecord
 from tests.engine.conftest import World, fresh, uri_of
 
 
@@ -37,7 +39,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flakefs.engine.admin.OLD_NODE_SECONDS", 3.0)
 
 
-def create(world: World, database: str, **options):
+def create(world: World, database: str, **options: Any) -> FormatRecord:
     chosen = {
         "chunk_size": 1 << 16,
         "codec": "zstd",
@@ -48,7 +50,7 @@ def create(world: World, database: str, **options):
     return create_filesystem(world.metadata, database, **{**chosen, **options})
 
 
-def home_of(world: World):
+def home_of(world: World) -> Any:
     return world.metadata.client[world.database]
 
 
@@ -66,7 +68,7 @@ def test_a_new_file_system(world: World) -> None:
 def test_prepare_runs_before_the_format_is_written(world: World) -> None:
     database = world.new_database()
 
-    def prepare(home) -> None:
+    def prepare(home: Any) -> None:
         with pytest.raises(NotFormatted, match=r"make one with flakefs format"):
             read_filesystem(world.metadata, database)
         home["inodes"].create_index("p")
@@ -79,7 +81,7 @@ def test_what_is_half_made_is_not_formatted_and_gives_way(world: World) -> None:
     """AD1, AD2: no force is needed to replace what never was a file system."""
     database, node_database = world.new_database(), world.new_database()
 
-    def crash(home) -> None:
+    def crash(home: Any) -> None:
         home["inodes"].insert_one({"_id": 1})
         raise KeyboardInterrupt
 
@@ -140,7 +142,7 @@ def test_force_goes_on_when_an_old_node_is_away(world: World) -> None:
         ({"codec": "brotli"}, "no codec 'brotli'; choose one of zstd, lz4, none"),
     ],
 )
-def test_options_that_cannot_be(world: World, options, message: str) -> None:
+def test_options_that_cannot_be(world: World, options: dict[str, Any], message: str) -> None:
     database = world.new_database()
     with pytest.raises(UsageError, match=message):
         create(world, database, **options)
@@ -179,7 +181,7 @@ def test_nodes_get_numbers_that_are_never_used_again(world: World) -> None:
 def test_a_database_is_one_node_only(world: World) -> None:
     """AD4: the same address is refused at once, another address of the same database by its marker."""
     uri = world.servers.node_uri(1)
-    same = {"node_database": world.node_databases[1], "resolve": uri_of}
+    same: dict[str, Any] = {"node_database": world.node_databases[1], "resolve": uri_of}
     with pytest.raises(UsageError, match="is node 1 already"):
         add_node(world.metadata, world.database, uri=uri, **same)
     with pytest.raises(UsageError, match="is node 1 of this file system already"):

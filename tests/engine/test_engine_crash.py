@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import trio
@@ -11,11 +13,11 @@ from flakefs.engine import asking
 from flakefs.engine.engine import Engine
 from flakefs.errors import Unavailable
 from flakefs.format.hashing import chunk_hash
-from flakefs.values import Block
-from tests.engine.conftest import World, fresh, sealed, until
+from flakefs.values import Block, ChunkRef
+from tests.engine.conftest import World, fresh, ref_of, sealed, until
 
 
-async def in_thread(call) -> None:
+async def in_thread(call: Callable[[], object]) -> None:
     await trio.to_thread.run_sync(call)
 
 
@@ -30,12 +32,12 @@ async def test_a_node_killed_between_store_and_harden(private_world: World) -> N
         await engine.harden()
         blocks = [sealed(content) for content in contents[10:]]
         await engine.store(blocks)
-        before = [block.ref for block in blocks]
+        before = [ref_of(block) for block in blocks]
         node.kill()
         await in_thread(node.start)
         await engine.harden()
         assert all(block.data is None for block in blocks)
-        assert {block.ref.key for block in blocks}.isdisjoint(ref.key for ref in before)
+        assert {ref_of(block).key for block in blocks}.isdisjoint(ref.key for ref in before)
         assert engine.statistics().rewritten_chunks == 10, "what was durable is left alone"
         await engine.harden()
         assert engine.statistics().rewritten_chunks == 10
@@ -44,8 +46,8 @@ async def test_a_node_killed_between_store_and_harden(private_world: World) -> N
     node.kill()
     node.start()
     async with world.open() as engine:
-        assert await engine.fetch_many([block.ref for block in early + blocks]) == contents
-    assert set(world.stored()) == {block.ref.key for block in early + blocks}, "what the crash left was deleted"
+        assert await engine.fetch_many([ref_of(block) for block in early + blocks]) == contents
+    assert set(world.stored()) == {ref_of(block).key for block in early + blocks}, "what the crash left was deleted"
 
 
 async def test_a_clean_restart_is_noticed_too(private_world: World) -> None:
@@ -95,7 +97,7 @@ async def test_storing_goes_on_through_a_restart(private_world: World) -> None:
     node.kill()
     node.start()
     async with world.open() as engine:
-        assert await engine.fetch_many([block.ref for block in blocks]) == contents
+        assert await engine.fetch_many([ref_of(block) for block in blocks]) == contents
 
 
 async def test_a_node_that_stays_away(private_world: World) -> None:
@@ -144,9 +146,15 @@ async def test_a_silent_node_lets_one_read_wait(private_world: World, monkeypatc
     async with world.open(deadline_seconds=1.0, error_timeout_seconds=2.0, chunk_cache_bytes=0) as engine:
         one, two = await world.keep(engine, [fresh(), fresh()])
         node = engine._map.nodes[1]
-        asked = []
+        asked: list[object] = []
+        read = node.read_sync
+
+        def counted(*call: Any) -> list[dict[str, Any]]:
+            asked.append(call)
+            return read(*call)
+
         monkeypatch.setattr(asking, "SILENT_SECONDS", 3600.0)
-        monkeypatch.setattr(node, "read_sync", lambda *call, read=node.read_sync: (asked.append(call), read(*call))[1])
+        monkeypatch.setattr(node, "read_sync", counted)
         world.node_servers[1].pause()
         try:
             with pytest.raises(Unavailable, match="node 1"):
@@ -166,7 +174,7 @@ async def test_a_silent_node_lets_one_read_wait(private_world: World, monkeypatc
         assert len(asked) > waited
 
 
-def sealed_ref(ref):
+def sealed_ref(ref: ChunkRef) -> ChunkRef:
     """The same place under another name, which no cache knows."""
     return ref._replace(hash=chunk_hash(b"unknown"))
 
@@ -180,23 +188,23 @@ async def test_a_second_node_takes_over(private_world: World) -> None:
         blocks = [sealed(fresh(50_000)) for _ in range(20)]
         for block in blocks:
             await engine.store([block])
-        assert len({block.ref.volume for block in blocks}) == 2
+        assert len({ref_of(block).volume for block in blocks}) == 2
         world.node_servers[2].kill()
         more = [sealed(fresh(50_000)) for _ in range(5)]
         with trio.fail_after(60):
             await engine.store(more)
             await engine.harden()
         blocks += more
-        assert len({block.ref.volume for block in blocks}) == 1
+        assert len({ref_of(block).volume for block in blocks}) == 1
         assert engine.statistics().suspect_nodes == 1
         world.commit(blocks)
         engine.settle(blocks, (), ())
-        refs = [block.ref for block in blocks]
+        refs = [ref_of(block) for block in blocks]
         await in_thread(world.node_servers[2].start)
         await until(lambda: not engine.statistics().suspect_nodes)
         late = [sealed(fresh(50_000)) for _ in range(4)]
         await engine.store(late)
-        assert len({block.ref.volume for block in [*blocks, *late]}) == 2, "it is used again"
+        assert len({ref_of(block).volume for block in [*blocks, *late]}) == 2, "it is used again"
         engine.settle((), late, ())
     async with world.open() as engine:
         assert [chunk_hash(content) for content in await engine.fetch_many(refs)] == [ref.hash for ref in refs]
@@ -247,7 +255,9 @@ async def test_random_kills_lose_nothing_that_was_hardened(private_world: World)
             batch: list[tuple[Block, bytes]] = []
             stop = trio.Event()
 
-            async def work(engine=engine, batch=batch, stop=stop) -> None:
+            async def work(
+                engine: Engine = engine, batch: list[tuple[Block, bytes]] = batch, stop: trio.Event = stop
+            ) -> None:
                 while not stop.is_set():
                     content = fresh(rng.choice([500, 5_000, 200_000]))
                     block = sealed(content)
@@ -271,4 +281,4 @@ async def test_random_kills_lose_nothing_that_was_hardened(private_world: World)
     node.start()
     assert len(safe) > 10
     async with world.open() as engine:
-        assert await engine.fetch_many([block.ref for block, _ in safe]) == [content for _, content in safe]
+        assert await engine.fetch_many([ref_of(block) for block, _ in safe]) == [content for _, content in safe]

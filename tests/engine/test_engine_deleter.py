@@ -194,7 +194,9 @@ async def test_a_node_without_a_usable_address_is_given_up(world: World, monkeyp
         await until(lambda: engine.statistics().leaked_chunks == 2)
         assert engine.statistics().deleted_chunks == 0
     assert world.stored(1) == {}
-    assert home[VOLUMES].find_one({"_id": refs[0].volume})["nodes"] == [1, 2]
+    volume = home[VOLUMES].find_one({"_id": refs[0].volume})
+    assert volume is not None
+    assert volume["nodes"] == [1, 2]
 
 
 async def test_early_retries_are_not_held_up_by_a_grace(private_world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from bson.binary import Binary
@@ -11,6 +13,7 @@ from pymongo.errors import OperationFailure
 from flakefs.engine import healing, hedging, nearness
 from flakefs.errors import ChunkCorrupt, ChunkMissing, Refused
 from flakefs.format.documents import CHUNKS, volume_collection
+from flakefs.values import ChunkRef
 from tests.engine.conftest import World, until
 from tests.engine.mirrored import copy, document, lose, mirrored, node_of, prefer, set_nodes, spoil, stored
 
@@ -26,7 +29,9 @@ def one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.logs
 @pytest.mark.parametrize("world", ["none", "zstd"], indirect=True)
 @pytest.mark.parametrize("how", [spoil, lose])
-async def test_p7_a_bad_copy_is_put_right(world: World, how, caplog: pytest.LogCaptureFixture) -> None:  # type: ignore[no-untyped-def]
+async def test_p7_a_bad_copy_is_put_right(
+    world: World, how: Callable[[World, ChunkRef, int], None], caplog: pytest.LogCaptureFixture
+) -> None:
     """HL1: byte for byte, without anybody waiting for it, and one line says so however many there are."""
     caplog.set_level(logging.INFO, "flakefs")
     refs, contents = await mirrored(world, 5)
@@ -140,15 +145,17 @@ async def test_what_is_removed_while_it_is_healed(world: World) -> None:
         prefer(engine, 1)
         good = engine._healer._good_copy
 
-        async def removed_meanwhile(*arguments):  # type: ignore[no-untyped-def]
+        async def removed_meanwhile(*arguments: Any) -> Any:
             index.delete_one({"_id": Binary(ref.hash)})
             lose(world, ref, 2)
             lost.append(1)
             return found[0]
 
         lost: list[int] = []
-        found = [await good(node_of(engine, 1), ref, engine._map.volume_nowait(ref.volume))]
-        engine._healer._good_copy = removed_meanwhile  # type: ignore[method-assign]
+        volume = engine._map.volume_nowait(ref.volume)
+        assert volume is not None
+        found = [await good(node_of(engine, 1), ref, volume)]
+        engine._healer._good_copy = removed_meanwhile  # type: ignore[method-assign,assignment]
         assert await engine.fetch(ref) == content
         await until(lambda: bool(lost) and engine._healer.waiting() == 0)
         assert engine.statistics().healed_chunks == 0
@@ -237,12 +244,12 @@ async def test_a_collection_that_is_renamed_under_the_query(world: World, code: 
         real = node.read_sync
         failures = [OperationFailure("collection renamed", code) for _ in range(2)]
 
-        def read_sync(*arguments):  # type: ignore[no-untyped-def]
+        def read_sync(*arguments: Any) -> Any:
             if failures:
                 raise failures.pop()
             return real(*arguments)
 
-        node.read_sync = read_sync  # type: ignore[method-assign]
+        node.read_sync = read_sync  # type: ignore[method-assign,assignment]
         assert await engine.fetch(ref) == content
         assert failures == []
         assert engine.statistics().suspect_nodes == 0

@@ -39,7 +39,7 @@ def node(id: int, dc: str = "", rack: str = "", problem: FlakeError | None = Non
 
 
 class _Named(SimpleNamespace):
-    __hash__ = object.__hash__
+    __hash__ = object.__hash__  # type: ignore[assignment]  # a SimpleNamespace has none
 
 
 def ids(nodes: list[Node]) -> list[int]:
@@ -154,7 +154,7 @@ def asked(engine: Engine) -> Counter[int]:
             counts[id] += 1
             return real(*arguments)
 
-        node.read_sync = read_sync  # type: ignore[method-assign]
+        node.read_sync = read_sync  # type: ignore[method-assign,assignment]
     return counts
 
 
@@ -166,7 +166,7 @@ def sleeping(node: Node, awake: threading.Event) -> None:
         awake.wait(HANG_SECONDS)
         return real(*arguments)
 
-    node.read_sync = read_sync  # type: ignore[method-assign]
+    node.read_sync = read_sync  # type: ignore[method-assign,assignment]
 
 
 async def test_reads_stay_near(world: World) -> None:
@@ -337,7 +337,7 @@ async def test_one_replica_is_asked_in_the_readers_task(world: World) -> None:
             names.append(trio.lowlevel.current_task().name)
             return await real(*arguments)
 
-        engine._asker.ask_node = ask_node  # type: ignore[method-assign]
+        engine._asker.ask_node = ask_node  # type: ignore[method-assign,assignment]
         assert await engine.fetch(ref) == content
         assert names == [trio.lowlevel.current_task().name]
         assert engine.statistics().hedged_reads == 0

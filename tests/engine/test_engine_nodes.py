@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import collections
 import random
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import pytest
 import trio
 
 from flakefs.engine.admin import list_volumes, set_node
-from flakefs.engine.balance import Candidate, Random, Strict, candidate, load_balancer
+from flakefs.engine.balance import Balancer, Candidate, Random, Strict, candidate, load_balancer
+from flakefs.engine.engine import Engine
 from flakefs.errors import ConfigError, NoSpace, Refused, Unavailable
 from flakefs.format.documents import NODE_MARKER
-from tests.engine.conftest import World, fresh, sealed, until
+from flakefs.values import Block
+from tests.engine.conftest import World, fresh, ref_of, sealed, until
 
 
-def simulate(balancer, sizes, nodes: int = 2, capacities=None) -> list[Candidate]:
+def simulate(
+    balancer: Balancer, sizes: Iterable[int], nodes: int = 2, capacities: list[int] | None = None
+) -> list[Candidate]:
     figures = [Candidate(number, 0, 0, (capacities or [100] * nodes)[number]) for number in range(nodes)]
     for size in sizes:
         chosen = balancer.choose(figures, size).volume
@@ -24,7 +30,7 @@ def simulate(balancer, sizes, nodes: int = 2, capacities=None) -> list[Candidate
     return figures
 
 
-def spread(values) -> float:
+def spread(values: Sequence[float]) -> float:
     return (max(values) - min(values)) / max(values)
 
 
@@ -57,14 +63,14 @@ def test_strict_with_two_copies(capacities: list[int]) -> None:
     """BL1: pairs of neighbours in a ring, as they are made for 001."""
     rng = random.Random(3)
     count = len(capacities)
-    nodes = [[0, 0, capacity] for capacity in capacities]
+    nodes = [(0, 0, capacity) for capacity in capacities]
     for _ in range(3000):
         size = rng.choice([4096, 100_000, 1 << 20])
         pairs = [(main, (main + 1) % count) for main in range(count)]
-        offers = [candidate(main, [tuple(nodes[main]), tuple(nodes[other])]) for main, other in pairs]
+        offers = [candidate(main, [nodes[main], nodes[other]]) for main, other in pairs]
         for node in pairs[Strict().choose(offers, size).volume]:
-            nodes[node][0] += 1
-            nodes[node][1] += size
+            chunks, stored, capacity = nodes[node]
+            nodes[node] = (chunks + 1, stored + size, capacity)
     for figure in (0, 1):
         assert spread([node[figure] / node[2] for node in nodes]) < 0.05
 
@@ -87,7 +93,7 @@ def test_balancers_are_found_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         load_balancer("fair")
 
 
-def test_a_balancer_may_come_from_elsewhere(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_balancer_may_come_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "first_fit.py").write_text(
         "class FirstFit:\n    def choose(self, candidates, size):\n        return candidates[0]\nclass Broken: pass\n"
     )
@@ -103,7 +109,7 @@ def test_a_balancer_may_come_from_elsewhere(tmp_path, monkeypatch: pytest.Monkey
         load_balancer("broken")
 
 
-async def store_all(engine, blocks, tasks: int = 4) -> None:
+async def store_all(engine: Engine, blocks: Iterable[Block], tasks: int = 4) -> None:
     """One by one, by several tasks at once; no nursery for a single one, so errors leave as they are."""
     waiting = iter(blocks)
 
@@ -144,7 +150,7 @@ async def test_random_uses_all_nodes(world: World) -> None:
         blocks = [sealed(fresh()) for _ in range(60)]
         for block in blocks:
             await engine.store([block])
-        counts = collections.Counter(block.ref.volume for block in blocks)
+        counts = collections.Counter(ref_of(block).volume for block in blocks)
         assert len(counts) == 2
         assert min(counts.values()) > 10
         engine.settle((), blocks, ())
@@ -202,9 +208,9 @@ async def test_a_readonly_node_takes_nothing_and_answers_reads(world: World) -> 
 
 async def test_a_full_volume_is_sealed(world: World) -> None:
     async with world.open(volume_max_bytes=30_000) as engine:
-        blocks = []
+        blocks: list[Block] = []
         with trio.fail_after(30):
-            while len({block.ref.volume for block in blocks}) < 3:
+            while len({ref_of(block).volume for block in blocks}) < 3:
                 blocks.append(sealed(fresh(10_000)))
                 await engine.store(blocks[-1:])
                 await trio.sleep(0.02)
@@ -212,7 +218,7 @@ async def test_a_full_volume_is_sealed(world: World) -> None:
         assert list(states.values()).count("writable") == 1
         assert max(states) == next(id for id, state in states.items() if state == "writable")
         await engine.harden()
-        assert len(await engine.fetch_many([block.ref for block in blocks])) == len(blocks)
+        assert len(await engine.fetch_many([ref_of(block) for block in blocks])) == len(blocks)
         engine.settle((), blocks, ())
 
 

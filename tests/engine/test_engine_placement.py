@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
+from typing import Any
 
 import pytest
 import trio
@@ -19,12 +20,12 @@ from flakefs.errors import ConfigError, NoSpace, UsageError
 from flakefs.format.documents import CHUNKS, SESSIONS, VOLUMES
 from flakefs.format.placement import copies, satisfies
 from flakefs.format.records import NodeRecord
-from tests.engine.conftest import World, fresh, sealed, until
+from tests.engine.conftest import World, fresh, ref_of, sealed, until
 
 CODES = [f"{x}{y}{z}" for x, y, z in itertools.product(range(4), repeat=3) if x + y + z <= 3]
 
 
-def replicated(world: World, nodes: int, code: str = "001", **options) -> None:
+def replicated(world: World, nodes: int, code: str = "001", **options: Any) -> None:
     """So many nodes, all in one rack unless told, and a code."""
     while len(world.node_databases) < nodes:
         world.add_node(**options)
@@ -47,10 +48,10 @@ async def test_every_node_is_the_main_one_of_a_volume(world: World) -> None:
         await engine.harden()
         assert sorted(nodes[1] for nodes in writable(world)) == [1, 2, 3]
         for block in blocks:
-            found = world.replicas(block.ref)
+            found = world.replicas(ref_of(block))
             assert len(found) == 2
             assert all(chunk is not None and chunk["d"] == chunk["d"] for chunk in found.values())
-        assert {block.ref.volume for block in blocks} == set(world.volumes())
+        assert {ref_of(block).volume for block in blocks} == set(world.volumes())
         assert all(block.data is None for block in blocks)
         engine.settle((), blocks, ())
 
@@ -79,11 +80,12 @@ async def test_every_code_on_a_large_layout(world: World) -> None:
         await engine.harden()
         volumes = world.volumes()
         for code, block in blocks.items():
-            record = volumes[block.ref.volume]
+            record = volumes[ref_of(block).volume]
             assert (record.code, record.own) == (code, True)
             assert satisfies(code, [places[node] for node in record.nodes])
             assert len(record.nodes) == copies(code)
-            assert all(chunk["h"] == block.ref.hash for chunk in world.replicas(block.ref).values())
+            chunks = world.replicas(ref_of(block)).values()
+            assert all(chunk is not None and chunk["h"] == ref_of(block).hash for chunk in chunks)
         assert len(blocks) > 5
         engine.settle((), blocks.values(), ())
 
@@ -96,7 +98,7 @@ async def test_equal_content_is_stored_once_for_each_code(world: World) -> None:
         blocks = [sealed(content, code) for code in ("", "000", "001", "", "000", "001")]
         await engine.store(blocks)
         await engine.harden()
-        assert [block.ref.hash[32:] for block in blocks] == [b"", b"000", b"001"] * 2
+        assert [ref_of(block).hash[32:] for block in blocks] == [b"", b"000", b"001"] * 2
         assert len({block.ref for block in blocks}) == 3
         world.commit(blocks)
         engine.settle(blocks, (), ())
@@ -107,7 +109,7 @@ async def test_equal_content_is_stored_once_for_each_code(world: World) -> None:
         again = sealed(content, "001")
         await engine.store([again])
         assert again.ref == blocks[2].ref, "found in the index"
-        assert await engine.fetch_many([block.ref for block in blocks]) == [content] * 6
+        assert await engine.fetch_many([ref_of(block) for block in blocks]) == [content] * 6
         engine.settle((), [again], ())
     assert sum(len(world.stored(node)) for node in (1, 2)) == 4
 
@@ -139,7 +141,7 @@ async def test_a_code_that_the_nodes_cannot_keep(world: World) -> None:
         assert world.volumes() == {}
         world.add_node()
         await engine.store([block])
-        assert len(world.replicas(block.ref)) == 2
+        assert len(world.replicas(ref_of(block))) == 2
         engine.settle((), [block], ())
 
 
@@ -154,8 +156,8 @@ async def test_fewer_copies_by_option(world: World, caplog: pytest.LogCaptureFix
         await engine.store(blocks)
         await engine.harden()
         for block in blocks:
-            assert world.volumes()[block.ref.volume].code == "011"
-            assert len(world.replicas(block.ref)) == 2
+            assert world.volumes()[ref_of(block).volume].code == "011"
+            assert len(world.replicas(ref_of(block))) == 2
         assert len([r for r in caplog.records if "cannot keep replication 011" in r.getMessage()]) == 1
     async with world.open() as engine:
         with pytest.raises(NoSpace, match="011"):
@@ -165,7 +167,7 @@ async def test_fewer_copies_by_option(world: World, caplog: pytest.LogCaptureFix
         await until(lambda: other.id in engine._map.nodes and engine._map.nodes[other.id].disk is not None)
         block = sealed(fresh())
         await engine.store([block])
-        assert len(world.replicas(block.ref)) == 3
+        assert len(world.replicas(ref_of(block))) == 3
         engine.settle((), [block], ())
 
 
@@ -179,7 +181,7 @@ async def test_writing_limited_to_a_data_center(world: World) -> None:
         for block in blocks:
             await engine.store([block])
         assert [nodes[0] for nodes in writable(world, "100")] == [2]
-        assert all(set(world.replicas(block.ref)) == {1, 2} for block in blocks)
+        assert all(set(world.replicas(ref_of(block))) == {1, 2} for block in blocks)
         engine.settle((), blocks, ())
     async with world.open(write_dc="nowhere") as engine:
         with pytest.raises(NoSpace, match="no node in data center 'nowhere', to which this mount's writing is limited"):
@@ -197,14 +199,14 @@ async def test_a_volume_with_a_node_that_takes_nothing_is_not_offered(world: Wor
         blocks = [sealed(fresh()) for _ in range(10)]
         for block in blocks:
             await engine.store([block])
-        assert all(set(world.replicas(block.ref)) == {1, 3} for block in blocks)
+        assert all(set(world.replicas(ref_of(block))) == {1, 3} for block in blocks)
         assert any(2 in nodes for nodes in writable(world))
         set_node(world.metadata, world.database, 2, state="active")
         await until(lambda: engine._map.nodes[2].record.state == "active")
         late = [sealed(fresh()) for _ in range(10)]
         for block in late:
             await engine.store([block])
-        assert any(2 in world.replicas(block.ref) for block in late)
+        assert any(2 in world.replicas(ref_of(block)) for block in late)
         engine.settle((), blocks + late, ())
 
 
@@ -226,8 +228,8 @@ async def test_a_full_node_is_left_out(world: World) -> None:
             await fill()
         await engine.harden()
         for block in blocks:
-            assert all(chunk is not None for chunk in world.replicas(block.ref).values())
-        assert len({block.ref.volume for block in blocks}) > 1
+            assert all(chunk is not None for chunk in world.replicas(ref_of(block)).values())
+        assert len({ref_of(block).volume for block in blocks}) > 1
         assert sum(len(chunk["d"]) for chunk in world.stored(3).values()) >= 85_000
         engine.settle((), blocks, ())
 
@@ -260,7 +262,7 @@ async def test_volumes_grow_with_their_nodes(world: World) -> None:
             while len(sizes) < 4:
                 await engine.store([block := sealed(fresh(10_000))])
                 blocks.append(block)
-                sizes[block.ref.volume] = sizes.get(block.ref.volume, 0) + 10_000
+                sizes[ref_of(block).volume] = sizes.get(ref_of(block).volume, 0) + 10_000
                 await trio.sleep(0.02)
         first = world.volumes()[min(sizes)]
         await until(lambda: world.volumes()[first.id].sealed_at > 0)
@@ -329,36 +331,46 @@ async def test_a_session_acknowledges_what_it_knows(world: World) -> None:
     sessions.insert_one({"_id": 7})
 
     def said() -> int:
-        return int(sessions.find_one({"_id": 7}).get("map", 0))
+        session = sessions.find_one({"_id": 7})
+        assert session is not None
+        return int(session.get("map", 0))
 
     async with world.open(session=7) as engine:
         [_] = await world.keep(engine, [fresh()])
         one = next_number(world.metadata, world.database, "map")
         await until(lambda: said() == one)
-        assert isinstance(sessions.find_one({"_id": 7})["map"], Int64)
+        session = sessions.find_one({"_id": 7})
+        assert session is not None
+        assert isinstance(session["map"], Int64)
         node = engine._map.nodes[1]
         going, release = threading.Event(), threading.Event()
         real = node.insert_sync
 
-        def held(*call, **named):
+        def held(*call: Any, **named: Any) -> Any:
             going.set()
             assert release.wait(30)
             return real(*call, **named)
 
-        node.insert_sync = held
+        node.insert_sync = held  # type: ignore[method-assign]
         async with trio.open_nursery() as nursery:
             nursery.start_soon(engine.store, [block := sealed(fresh())])
             await until(going.is_set)
             [volume] = world.volumes()
             world.metadata.client[world.database][VOLUMES].update_one({"_id": volume}, {"$set": {"state": "sealed"}})
             two = next_number(world.metadata, world.database, "map")
-            await until(lambda: engine._map.volume_nowait(volume).record.state == "sealed")
+
+            def is_sealed() -> bool:
+                known = engine._map.volume_nowait(volume)
+                assert known is not None
+                return known.record.state == "sealed"
+
+            await until(is_sealed)
             await engine._map.look()
             await trio.sleep(0.2)  # nothing is to happen
             assert said() == one
             release.set()
         await until(lambda: said() == two)
-        node.insert_sync = real
+        node.insert_sync = real  # type: ignore[method-assign]
         await engine.store([late := sealed(fresh())])
-        assert late.ref.volume != volume
+        assert ref_of(late).volume != volume
         engine.settle((), [block, late], ())

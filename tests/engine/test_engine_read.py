@@ -7,11 +7,12 @@ import trio
 from bson.objectid import ObjectId
 
 from flakefs.engine.balance import Random
+from flakefs.engine.engine import Engine
 from flakefs.errors import ChunkCorrupt, ChunkMissing, Damaged, Unavailable
 from flakefs.format.documents import VOLUMES, Document, volume_collection
 from flakefs.format.hashing import chunk_hash
 from flakefs.values import ChunkRef
-from tests.engine.conftest import World, fresh, sealed, until
+from tests.engine.conftest import World, fresh, ref_of, sealed, until
 
 
 async def test_a_missing_chunk(world: World) -> None:
@@ -132,7 +133,7 @@ async def test_a_cancelled_reader_does_not_spoil_it_for_others(world: World) -> 
     for delay in (0, 0.0005, 0.002):
         async with world.open() as engine:
 
-            async def give_up(engine=engine, delay=delay) -> None:
+            async def give_up(engine: Engine = engine, delay: float = delay) -> None:
                 with trio.move_on_after(delay):
                     await engine.fetch_many(refs)
 
@@ -261,7 +262,7 @@ async def test_new_chunks_go_to_all_replicas(world: World) -> None:
         for block in blocks:
             await engine.store([block])
         await engine.harden()
-        shared = {block.ref.key for block in blocks if block.ref.volume == first.volume}
+        shared = {ref_of(block).key for block in blocks if ref_of(block).volume == first.volume}
         assert shared
         assert shared <= set(world.stored(1))
         assert shared <= set(world.stored(2))

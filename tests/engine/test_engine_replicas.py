@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import trio
@@ -15,7 +16,7 @@ from flakefs.engine.admin import set_replication
 from flakefs.errors import Unavailable
 from flakefs.format.hashing import chunk_hash
 from flakefs.values import Block, ChunkRef
-from tests.engine.conftest import World, fresh, sealed, until
+from tests.engine.conftest import World, fresh, ref_of, sealed, until
 
 NODES = 3
 
@@ -62,11 +63,11 @@ async def test_a_write_takes_as_long_as_the_slower_replica(three: World) -> None
         meeting = threading.Barrier(2, timeout=30)
         for node in engine._map.nodes.values():
 
-            def together(*call, real=node.insert_sync, **named):
+            def together(*call: Any, real: Any = node.insert_sync, **named: Any) -> Any:
                 meeting.wait()
                 return real(*call, **named)
 
-            node.insert_sync = together
+            node.insert_sync = together  # type: ignore[method-assign]
         await engine.store([block := sealed(fresh())])
         await engine.harden()
         assert_whole(three, [block])
@@ -90,18 +91,21 @@ async def test_slow_nodes_are_not_given_up(three: World) -> None:
     """IN3: when every node takes longer than one is usually waited for, writing is slow and no error."""
     async with three.open() as engine:
         await ready(engine)
-        waited = []
+        waited: list[float | None] = []
         for node in engine._map.nodes.values():
 
-            def slow(*call, real=node.insert_sync, deadline_seconds=None, **named):
+            def slow(
+                *call: Any, real: Any = node.insert_sync, deadline_seconds: float | None = None, **named: Any
+            ) -> Any:
                 waited.append(deadline_seconds)
                 if deadline_seconds is not None:
                     raise Unavailable("too slow for that")
                 return real(*call, **named)
 
-            node.insert_sync = slow
+            node.insert_sync = slow  # type: ignore[method-assign]
         await engine.store([block := sealed(fresh())])
         await engine.harden()
+        assert waited[0] is not None
         assert waited[0] >= engine._map.options.node_patience_seconds
         assert_whole(three, [block])
         engine.settle((), [block], ())
@@ -129,14 +133,14 @@ async def test_p6_a_node_that_fails_in_the_middle(three: World, how: str, when: 
             late = [sealed(fresh())]
             await store_each(engine, late)
             await engine.harden()
-        rewritten = [block for block in blocks if 2 not in three.volumes()[block.ref.volume].nodes]
+        rewritten = [block for block in blocks if 2 not in three.volumes()[ref_of(block).volume].nodes]
         assert rewritten
         await in_thread(server.start if how == "dies" else server.resume)
         await until(lambda: engine.statistics().suspect_nodes == 0)
         assert_whole(three, blocks + late)
         again = [sealed(fresh()) for _ in range(20)]
         await store_each(engine, again)
-        assert any(2 in three.volumes()[block.ref.volume].nodes for block in again), "it is used again"
+        assert any(2 in three.volumes()[ref_of(block).volume].nodes for block in again), "it is used again"
         three.commit(blocks + late + again)
         await engine.harden()
         engine.settle(blocks + late + again, (), ())
@@ -154,7 +158,7 @@ async def test_a_node_that_restarts_between_store_and_harden(three: World) -> No
         await ready(engine)
         blocks = [sealed(fresh(20_000)) for _ in range(20)]
         await store_each(engine, blocks)
-        doubtful = [block for block in blocks if 2 in three.volumes()[block.ref.volume].nodes]
+        doubtful = [block for block in blocks if 2 in three.volumes()[ref_of(block).volume].nodes]
         before = {block: block.ref for block in blocks}
         server.kill()
         await in_thread(server.start)
@@ -164,7 +168,7 @@ async def test_a_node_that_restarts_between_store_and_harden(three: World) -> No
         assert_whole(three, blocks)
         three.commit(blocks)
         engine.settle(blocks, (), ())
-    named = {block.ref.key for block in blocks}
+    named = {ref_of(block).key for block in blocks}
     assert set(three.stored(1)) | set(three.stored(2)) | set(three.stored(3)) == named, "no copy is left behind"
 
 
@@ -210,7 +214,7 @@ async def test_random_faults_lose_nothing_that_was_hardened(three: World) -> Non
                 await engine.harden()
                 for block in blocks:
                     assert block.data is None
-                    safe.append((block.ref, block))
+                    safe.append((ref_of(block), block))
 
         async def faults() -> None:
             for number in (1, 2, 3, rng.randrange(1, 4)):

@@ -14,7 +14,7 @@ from flakefs.errors import ReadOnly
 from flakefs.format.documents import NODE_MARKER
 from flakefs.format.hashing import chunk_hash
 from flakefs.values import Block
-from tests.engine.conftest import World, fresh, sealed, until
+from tests.engine.conftest import World, fresh, ref_of, sealed, until
 
 
 async def test_what_is_stored_can_be_read(world: World) -> None:
@@ -37,7 +37,7 @@ async def test_codecs_shrink_what_shrinks(world: World) -> None:
         await engine.store(blocks)
         assert blocks[0].stored_bytes < 10_000
         assert blocks[1].stored_bytes == len(noise)
-        assert await engine.fetch_many([block.ref for block in blocks]) == contents
+        assert await engine.fetch_many([ref_of(block) for block in blocks]) == contents
         assert sorted(chunk["c"] for chunk in world.stored().values()) == sorted([world.format.codec, "none"])
         engine.settle((), blocks, ())
 
@@ -104,7 +104,7 @@ async def test_many_small_blocks_go_together(world: World) -> None:
         world.commit(blocks)
         engine.settle(blocks, (), ())
     async with world.open() as engine:
-        refs = [block.ref for block in blocks]
+        refs = [ref_of(block) for block in blocks]
         contents = await engine.fetch_many([*refs, refs[0]])
         assert [chunk_hash(content) for content in contents] == [ref.hash for ref in [*refs, refs[0]]]
 
@@ -116,7 +116,7 @@ async def test_harden_moves_the_data_into_the_cache(world: World) -> None:
         await engine.harden()  # nothing to do
         await engine.store([block])
         assert block.data == content
-        assert engine.peek(block.ref) is None
+        assert engine.peek(ref_of(block)) is None
         await engine.harden()
         assert block.data is None
         assert engine.peek(block.ref) == content

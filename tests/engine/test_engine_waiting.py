@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import trio
@@ -74,7 +76,7 @@ async def test_p6_then_they_are_told_and_later_ones_at_once(private_world: World
         door = next(iter(engine._map.nodes.values())).door
         real = door.run
 
-        async def run(call, **named):  # type: ignore[no-untyped-def]
+        async def run(call: Callable[..., Any], **named: Any) -> Any:
             asked.append(call.__name__)
             return await real(call, **named)
 

@@ -1,9 +1,12 @@
 """Data folders of embedded servers, and holders in processes of their own."""
 
+from __future__ import annotations
+
 import contextlib
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -30,14 +33,19 @@ class Holder:
         )
 
     def wait_held(self) -> None:
+        assert self.process.stdout is not None
         assert self.process.stdout.readline() == "holds\n"
 
     def leave(self) -> None:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         self.process.stdin.close()
         assert self.process.stdout.readline() == "left\n"
         assert self.process.wait() == 0
 
     def kill(self) -> None:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         self.process.kill()
         self.process.wait()
         self.process.stdin.close()
@@ -45,7 +53,7 @@ class Holder:
 
 
 @pytest.fixture
-def data():
+def data() -> Iterator[Path]:
     """A folder for embedded servers; whatever still runs on it afterwards is killed."""
     top = private_folder("flakefs-emb-")
     path = top / "data"
@@ -58,9 +66,9 @@ def data():
 
 
 @pytest.fixture
-def new_holder(data):
+def new_holder(data: Path) -> Iterator[Callable[[], Holder]]:
     """Call it for a further holder process of the data folder."""
-    holders = []
+    holders: list[Holder] = []
 
     def make() -> Holder:
         holders.append(Holder(data))

@@ -3,17 +3,23 @@
 Holds D1 to D3, E1 to E3, C1, C2, C4.
 """
 
+from __future__ import annotations
+
 import time
+from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pymongo
 import pytest
 import trio
-from pymongo.errors import BulkWriteError, OperationFailure
+from pymongo.errors import BulkWriteError, OperationFailure, PyMongoError
 
 from flakefs.errors import (
     ConfigError,
     Conflict,
+    FlakeError,
     NoSpace,
     NotFound,
     OperatorError,
@@ -22,37 +28,38 @@ from flakefs.errors import (
 )
 from flakefs.mongo.clients import check_metadata_server, check_node_server, connect, redacted, server_process
 from flakefs.mongo.door import Door, translated
+from flakefs.testing.servers import Servers
 
 PATIENCE = 60.0
 """Nothing here may take this long, however busy the machine is; the deadlines are a tenth of it."""
 
 
 @pytest.fixture
-def door(servers):
+def door(servers: Servers) -> Iterator[Door]:
     door = Door(connect(servers.metadata_uri, purpose="test"), name="the metadata server")
     yield door
     door.close()
 
 
 @pytest.fixture
-def impatient(private_servers):
+def impatient(private_servers: Servers) -> Iterator[Door]:
     door = Door(connect(private_servers.node_uri(), purpose="test"), name="node 1", deadline_seconds=1.0, threads=2)
     yield door
     private_servers.node().resume()
     door.close()
 
 
-async def test_run_gives_the_result(door, database):
+async def test_run_gives_the_result(door: Door, database: str) -> None:
     things = door.client[database].things
     await door.run(partial(things.insert_one, {"_id": 1}))
     assert await door.run(partial(things.find_one, {"_id": 1})) == {"_id": 1}
     assert door.run_sync(partial(things.find_one, {"_id": 2})) is None
 
 
-async def test_our_own_errors_pass_untouched(door):
+async def test_our_own_errors_pass_untouched(door: Door) -> None:
     error = NotFound("no such thing")
 
-    def call():
+    def call() -> None:
         raise error
 
     with pytest.raises(NotFound) as caught:
@@ -60,12 +67,12 @@ async def test_our_own_errors_pass_untouched(door):
     assert caught.value is error
 
 
-async def test_a_bug_is_not_dressed_up(door):
+async def test_a_bug_is_not_dressed_up(door: Door) -> None:
     with pytest.raises(ZeroDivisionError):
         await door.run(lambda: 1 // 0)
 
 
-async def test_a_guard_that_fails_is_a_conflict(door, database):
+async def test_a_guard_that_fails_is_a_conflict(door: Door, database: str) -> None:
     things = door.client[database].things
     await door.run(partial(things.insert_one, {"_id": 1}))
     with pytest.raises(Conflict):
@@ -74,11 +81,11 @@ async def test_a_guard_that_fails_is_a_conflict(door, database):
         await door.run(partial(things.insert_many, [{"_id": 1}]))
 
 
-async def test_a_write_conflict_in_a_transaction_is_a_conflict(door, database):
+async def test_a_write_conflict_in_a_transaction_is_a_conflict(door: Door, database: str) -> None:
     things = door.client[database].things
     await door.run(partial(things.insert_one, {"_id": 1}))
 
-    def clash():
+    def clash() -> None:
         with door.client.start_session() as one, door.client.start_session() as two, one.start_transaction():
             things.update_one({"_id": 1}, {"$set": {"a": 1}}, session=one)
             with two.start_transaction():
@@ -88,7 +95,7 @@ async def test_a_write_conflict_in_a_transaction_is_a_conflict(door, database):
         await door.run(clash)
 
 
-async def test_nonsense_is_refused_with_its_code(door, database):
+async def test_nonsense_is_refused_with_its_code(door: Door, database: str) -> None:
     with pytest.raises(Refused) as caught:
         await door.run(partial(door.client[database].command, "noSuchCommand"))
     assert caught.value.code == 59
@@ -97,7 +104,7 @@ async def test_nonsense_is_refused_with_its_code(door, database):
         await door.run(partial(door.client[database].things.insert_one, {"_id": 1, "d": bytes(17 * 1024 * 1024)}))
 
 
-async def test_a_slow_operation_ends_at_its_deadline(door, database):
+async def test_a_slow_operation_ends_at_its_deadline(door: Door, database: str) -> None:
     await door.run(partial(door.client[database].things.insert_one, {"_id": 1}))
     slow = partial(door.client[database].things.find_one, {"$where": "sleep(600000) || true"})
     started = time.monotonic()
@@ -106,13 +113,13 @@ async def test_a_slow_operation_ends_at_its_deadline(door, database):
     assert time.monotonic() - started < PATIENCE
 
 
-async def test_paused_server_times_out_for_all_who_wait(impatient, private_servers):
+async def test_paused_server_times_out_for_all_who_wait(impatient: Door, private_servers: Servers) -> None:
     ping = partial(impatient.client.admin.command, "ping")
     await impatient.run(ping)
     private_servers.node().pause()
     failures = []
 
-    async def ask():
+    async def ask() -> None:
         with pytest.raises(Unavailable) as caught:
             await impatient.run(ping)
         failures.append(str(caught.value))
@@ -127,7 +134,7 @@ async def test_paused_server_times_out_for_all_who_wait(impatient, private_serve
     await wait_until_answered(impatient, ping)
 
 
-async def test_gone_server_is_unavailable_and_comes_back(impatient, private_servers):
+async def test_gone_server_is_unavailable_and_comes_back(impatient: Door, private_servers: Servers) -> None:
     ping = partial(impatient.client.admin.command, "ping")
     first = impatient.run_sync(partial(server_process, impatient.client))
     assert impatient.run_sync(partial(server_process, impatient.client)) == first
@@ -141,7 +148,7 @@ async def test_gone_server_is_unavailable_and_comes_back(impatient, private_serv
     assert impatient.run_sync(partial(server_process, impatient.client)) != first
 
 
-async def wait_until_answered(door, call):
+async def wait_until_answered(door: Door, call: Callable[..., Any]) -> None:
     with trio.fail_after(PATIENCE):
         while True:
             try:
@@ -151,7 +158,7 @@ async def wait_until_answered(door, call):
                 await trio.sleep(0.05)
 
 
-async def test_closing_does_not_wait_for_a_dead_server(private_servers):
+async def test_closing_does_not_wait_for_a_dead_server(private_servers: Servers) -> None:
     door = Door(connect(private_servers.node_uri(), purpose="test"), name="node 1")
     with door.client.start_session() as session:
         door.run_sync(partial(door.client.x.things.insert_one, {"_id": 1}, session=session))
@@ -164,7 +171,7 @@ async def test_closing_does_not_wait_for_a_dead_server(private_servers):
     assert private_servers.node().pid
 
 
-async def test_a_closed_door_is_not_a_crash(private_servers):
+async def test_a_closed_door_is_not_a_crash(private_servers: Servers) -> None:
     door = Door(connect(private_servers.node_uri(), purpose="test"), name="node 1")
     door.close()
     with pytest.raises(Refused):
@@ -190,21 +197,21 @@ async def test_a_closed_door_is_not_a_crash(private_servers):
     ],
     ids=repr,
 )
-def test_translation(error, kind):
+def test_translation(error: PyMongoError, kind: type[FlakeError]) -> None:
     failure = translated(error, "node 7")
     assert type(failure) is kind
     assert "node 7" in str(failure)
     assert not isinstance(failure, NotFound), "E1"
 
 
-def test_a_refusal_does_not_print_the_command():
+def test_a_refusal_does_not_print_the_command() -> None:
     said = 'not authorized on files to execute command { insert: "inodes", documents: [ { n: "private" } ] }'
     failure = translated(pymongo.errors.OperationFailure(said, 13), "node 7")
     assert "not authorized on files" in str(failure)
     assert "private" not in str(failure)
 
 
-def test_checks_pass_on_good_servers(servers, database):
+def test_checks_pass_on_good_servers(servers: Servers, database: str) -> None:
     with connect(servers.metadata_uri, purpose="test") as client:
         check_metadata_server(client, servers.metadata_uri)
     with connect(servers.node_uri(), purpose="test") as client:
@@ -212,7 +219,7 @@ def test_checks_pass_on_good_servers(servers, database):
         assert client[database].list_collection_names() == [], "the probe stayed behind"
 
 
-def test_metadata_on_a_standalone_server(servers):
+def test_metadata_on_a_standalone_server(servers: Servers) -> None:
     with (
         connect(servers.node_uri(), purpose="test") as client,
         pytest.raises(OperatorError, match=r"standalone.*--replSet"),
@@ -220,7 +227,7 @@ def test_metadata_on_a_standalone_server(servers):
         check_metadata_server(client, servers.node_uri())
 
 
-def test_wrong_password_and_missing_rights(private_servers, database):
+def test_wrong_password_and_missing_rights(private_servers: Servers, database: str) -> None:
     server = private_servers.server("guarded", auth=True, replica_set=True)
     wrong = server.uri.replace(server.password, "wrong-secret")
     with connect(wrong, purpose="test") as client, pytest.raises(Refused) as caught:
@@ -236,7 +243,7 @@ def test_wrong_password_and_missing_rights(private_servers, database):
         check_node_server(client, server.uri, database)
 
 
-def test_unreachable_server(tmp_path):
+def test_unreachable_server(tmp_path: Path) -> None:
     uri = f"mongodb://{str(tmp_path / 'nobody.sock').replace('/', '%2F')}/"
     started = time.monotonic()
     with connect(uri, purpose="test", deadline_seconds=0.5) as client, pytest.raises(Unavailable) as caught:
@@ -259,20 +266,20 @@ def test_unreachable_server(tmp_path):
         "mongodb://u:top@secret@x/",
     ],
 )
-def test_bad_uris_are_refused_without_their_password(uri):
+def test_bad_uris_are_refused_without_their_password(uri: str) -> None:
     with pytest.raises(ConfigError) as caught:
         connect(uri, purpose="test")
     assert "secret@" not in str(caught.value)
     assert ":top" not in str(caught.value)
 
 
-def test_redacted():
+def test_redacted() -> None:
     assert redacted("mongodb://u:p@h:1,i/db?x=1") == "mongodb://u:***@h:1,i/db?x=1"
     assert redacted("mongodb+srv://u:p%40q@h/") == "mongodb+srv://u:***@h/"
     assert redacted("mongodb://%2Fvar%2Fa.sock/") == "mongodb:///var/a.sock/"
 
 
-def test_a_client_has_every_time_out():
+def test_a_client_has_every_time_out() -> None:
     with connect("mongodb://127.0.0.1:9/?socketTimeoutMS=0&timeoutMS=0", purpose="test", deadline_seconds=3) as client:
         options = client.options
         assert options.timeout == 3
@@ -283,7 +290,7 @@ def test_a_client_has_every_time_out():
         assert options.read_preference.name == "Primary"
 
 
-def test_purpose_is_the_application_name(servers):
+def test_purpose_is_the_application_name(servers: Servers) -> None:
     with connect(servers.node_uri(), purpose="test") as client:
         client.admin.command("ping")
         names = [op.get("appName") for op in client.admin.aggregate([{"$currentOp": {"allUsers": True}}])]

@@ -1,5 +1,7 @@
 """The life of the embedded servers: who starts, revives and stops them (M1 to M6, F1, F2, S1 to S4, R1)."""
 
+from __future__ import annotations
+
 import os
 import re
 import shutil
@@ -8,30 +10,45 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
 
 import psutil
 import pymongo
 import pytest
+from pymongo import MongoClient
 
 from flakefs.errors import EmbeddedError
+from flakefs.format.documents import Document
 from flakefs.mongo import embedded as embedded_module
 from flakefs.mongo.clients import check_metadata_server, check_node_server
 from flakefs.mongo.embedded import Embedded, EmbeddedOptions, embedded_servers, hold
 from flakefs.mongo.filelock import FileLock
+from tests.mongo.conftest import Holder
 
 PATIENCE = 60.0
+T = TypeVar("T")
 
 
-def options(data):
+def options(data: Path) -> EmbeddedOptions:
     return EmbeddedOptions(data=str(data))
 
 
-def pids(data):
+def pids(data: Path) -> list[int | None]:
     """Processes of the two servers, None for one that does not run."""
     return [server.pid() for server in embedded_servers(options(data))[1]]
 
 
-def eventually(what, why):
+def both(data: Path) -> list[int]:
+    """The same, of which neither may be None."""
+    found = [pid for pid in pids(data) if pid is not None]
+    assert len(found) == 2
+    return found
+
+
+def eventually(what: Callable[[], T | None], why: str) -> T:
     deadline = time.monotonic() + PATIENCE
     while not (result := what()):
         assert time.monotonic() < deadline, why
@@ -39,11 +56,11 @@ def eventually(what, why):
     return result
 
 
-def client(uri):
-    return pymongo.MongoClient(uri, serverSelectionTimeoutMS=20_000)
+def client(uri: str) -> MongoClient[Document]:
+    return MongoClient(uri, serverSelectionTimeoutMS=20_000)
 
 
-def test_both_servers_are_usable_and_end_with_the_last_holder(data):
+def test_both_servers_are_usable_and_end_with_the_last_holder(data: Path) -> None:
     with hold(options(data)) as urls:
         with client(urls.metadata) as metadata:
             check_metadata_server(metadata, urls.metadata)
@@ -58,7 +75,7 @@ def test_both_servers_are_usable_and_end_with_the_last_holder(data):
         assert metadata.x.things.count_documents({}) == 1
 
 
-def test_the_last_of_several_stops_them(data, new_holder):
+def test_the_last_of_several_stops_them(data: Path, new_holder: Callable[[], Holder]) -> None:
     holder = new_holder()
     holder.wait_held()
     before = pids(data)
@@ -69,7 +86,9 @@ def test_the_last_of_several_stops_them(data, new_holder):
     assert pids(data) == [None, None]
 
 
-def test_a_killed_holder_leaves_no_lock_and_its_servers_are_taken_over(data, new_holder):
+def test_a_killed_holder_leaves_no_lock_and_its_servers_are_taken_over(
+    data: Path, new_holder: Callable[[], Holder]
+) -> None:
     holder = new_holder()
     holder.wait_held()
     before = pids(data)
@@ -80,12 +99,11 @@ def test_a_killed_holder_leaves_no_lock_and_its_servers_are_taken_over(data, new
     assert pids(data) == [None, None]
 
 
-def test_starters_at_once_make_one_pair(data, new_holder):
+def test_starters_at_once_make_one_pair(data: Path, new_holder: Callable[[], Holder]) -> None:
     holders = [new_holder() for _ in range(4)]
     for holder in holders:
         holder.wait_held()
-    pair = pids(data)
-    assert all(pair)
+    pair = both(data)
     running = [
         process.pid
         for process in psutil.process_iter(["name", "cmdline"])
@@ -100,45 +118,55 @@ def test_starters_at_once_make_one_pair(data, new_holder):
 
 
 @pytest.mark.logs
-def test_a_killed_server_comes_back_with_its_data(data, caplog):
+def test_a_killed_server_comes_back_with_its_data(data: Path, caplog: pytest.LogCaptureFixture) -> None:
     with hold(options(data)) as urls, client(urls.metadata) as metadata, client(urls.node) as node:
         metadata.x.things.with_options(write_concern=pymongo.WriteConcern("majority", j=True)).insert_one({"_id": 1})
         node.x.things.with_options(write_concern=pymongo.WriteConcern(1, j=True)).insert_one({"_id": 1})
         for number in (0, 1):
-            before = pids(data)
+            before = both(data)
             os.kill(before[number], 9)
-            after = eventually(
-                lambda before=before, number=number: (now := pids(data))[number] not in (None, before[number]) and now,
-                "M3: the server was not started again",
-            )
+            after = eventually(partial(started_again, data, before, number), "M3: the server was not started again")
             assert after[1 - number] == before[1 - number]
-            eventually(lambda number=number: caplog.text.count("started again") == number + 1, "nobody was told")
+            eventually(partial(told_times, caplog, number + 1), "nobody was told")
         for connection in (metadata, node):
-            eventually(lambda connection=connection: answers(connection), "the server came back and does not answer")
+            eventually(partial(answers, connection), "the server came back and does not answer")
             assert connection.x.things.count_documents({}) == 1
     assert "does not start" not in caplog.text
     assert pids(data) == [None, None]
 
 
-def answers(connection):
+def started_again(data: Path, before: list[int], number: int) -> list[int | None] | None:
+    """The processes, when this server has another than before."""
+    now = pids(data)
+    return now if now[number] not in (None, before[number]) else None
+
+
+def told_times(caplog: pytest.LogCaptureFixture, count: int) -> bool:
+    return caplog.text.count("started again") == count
+
+
+def answers(connection: MongoClient[Document]) -> Any:
     try:
         return connection.admin.command("ping")
     except pymongo.errors.ConnectionFailure:
         return None
 
 
+def both_started_again(data: Path, before: list[int]) -> list[int | None] | None:
+    now = pids(data)
+    return now if all(now) and not set(now) & set(before) else None
+
+
 @pytest.mark.logs
-def test_holders_do_not_fight_over_a_dead_server(data, new_holder):
+def test_holders_do_not_fight_over_a_dead_server(data: Path, new_holder: Callable[[], Holder]) -> None:
     holders = [new_holder() for _ in range(3)]
     for holder in holders:
         holder.wait_held()
     for _ in range(2):
-        before = pids(data)
+        before = both(data)
         for pid in before:
             os.kill(pid, 9)
-        after = eventually(
-            lambda before=before: all(now := pids(data)) and not set(now) & set(before) and now, "not started again"
-        )
+        after = eventually(partial(both_started_again, data, before), "not started again")
         with hold(options(data)) as urls, client(urls.metadata) as metadata:  # everybody has had a turn at the lock
             assert metadata.admin.command("ping")
         assert pids(data) == after, "M2: started more than once"
@@ -148,10 +176,10 @@ def test_holders_do_not_fight_over_a_dead_server(data, new_holder):
 
 
 @pytest.mark.logs
-def test_both_killed_and_nobody_left(data, new_holder):
+def test_both_killed_and_nobody_left(data: Path, new_holder: Callable[[], Holder]) -> None:
     holder = new_holder()
     holder.wait_held()
-    before = pids(data)
+    before = both(data)
     holder.kill()
     for pid in before:
         os.kill(pid, 9)
@@ -160,7 +188,7 @@ def test_both_killed_and_nobody_left(data, new_holder):
         assert not set(pids(data)) & set(before)
 
 
-def test_holding_only_what_runs(data, new_holder):
+def test_holding_only_what_runs(data: Path, new_holder: Callable[[], Holder]) -> None:
     with pytest.raises(EmbeddedError, match="is not running"), hold(options(data), start=False):
         pass
     holder = new_holder()
@@ -169,10 +197,10 @@ def test_holding_only_what_runs(data, new_holder):
         assert node.admin.command("ping")
 
 
-def test_threads_hold_independently(data):
+def test_threads_hold_independently(data: Path) -> None:
     failures = []
 
-    def work():
+    def work() -> None:
         try:
             with hold(options(data)) as urls, client(urls.node) as node:
                 node.admin.command("ping")
@@ -188,7 +216,7 @@ def test_threads_hold_independently(data):
     assert pids(data) == [None, None]
 
 
-def test_data_folder_that_moves(data):
+def test_data_folder_that_moves(data: Path) -> None:
     with hold(options(data)) as urls, client(urls.metadata) as metadata:
         metadata.x.things.insert_one({"_id": 1})
     moved = data.with_name("elsewhere")
@@ -199,7 +227,7 @@ def test_data_folder_that_moves(data):
 
 
 @pytest.mark.parametrize("name", ["long" * 25, "Big, with a comma: and spaces"])
-def test_paths_that_no_socket_can_have(data, name):
+def test_paths_that_no_socket_can_have(data: Path, name: str) -> None:
     inside = data.with_name(name)
     with hold(options(inside)) as urls, client(urls.metadata) as metadata:
         metadata.x.things.insert_one({"_id": 1})
@@ -209,7 +237,7 @@ def test_paths_that_no_socket_can_have(data, name):
     assert not sockets.exists(), "F2: the short folder stays behind"
 
 
-def test_no_tcp_and_nothing_in_tmp(data):
+def test_no_tcp_and_nothing_in_tmp(data: Path) -> None:
     with hold(options(data)):
         for pid in pids(data):
             assert [c for c in psutil.Process(pid).net_connections("inet") if c.status == psutil.CONN_LISTEN] == [], (
@@ -240,7 +268,7 @@ print("tried")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user takes root")
-def test_another_user_gets_nowhere(data):
+def test_another_user_gets_nowhere(data: Path) -> None:
     with hold(options(data)):
         data.parent.chmod(0o755)
         for opened in (False, True):  # even when somebody opens the folders themselves
@@ -256,7 +284,7 @@ def test_another_user_gets_nowhere(data):
             assert stat.S_IMODE((data / "run").stat().st_mode) == 0o700, "F1: left open"
 
 
-def test_a_fork_of_the_holder_does_not_let_go(data):
+def test_a_fork_of_the_holder_does_not_let_go(data: Path) -> None:
     embedded = Embedded(options(data))
     embedded.acquire()
     try:
@@ -271,7 +299,7 @@ def test_a_fork_of_the_holder_does_not_let_go(data):
     assert pids(data) == [None, None]
 
 
-def test_a_server_that_hangs_holds_up_nobody_at_the_lock(data, monkeypatch):
+def test_a_server_that_hangs_holds_up_nobody_at_the_lock(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """M5: who asks it waits and is told what is wrong; who can do without it is not kept from starting or leaving."""
     monkeypatch.setattr(embedded_module, "ANSWER_SECONDS", 2.0)
     with hold(options(data)):
@@ -279,12 +307,12 @@ def test_a_server_that_hangs_holds_up_nobody_at_the_lock(data, monkeypatch):
         metadata.pause()
         try:
             waiting = threading.Event()
-            told = []
+            told: list[str] = []
 
-            def ask():
+            def ask() -> None:
                 try:
                     with hold(options(data), check=waiting.set):
-                        told.append(None)
+                        told.append("it was held")
                 except EmbeddedError as error:
                     told.append(str(error))
 
@@ -306,13 +334,13 @@ def test_a_server_that_hangs_holds_up_nobody_at_the_lock(data, monkeypatch):
     assert pids(data) == [None, None]
 
 
-def test_a_wait_can_be_called_off(data):
+def test_a_wait_can_be_called_off(data: Path) -> None:
     """M6: and the one who waited holds nothing any more."""
 
     class CalledOff(Exception):
         pass
 
-    def check():
+    def check() -> None:
         raise CalledOff
 
     with hold(options(data)):

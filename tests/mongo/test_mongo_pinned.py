@@ -53,7 +53,7 @@ class Missing:
 
 
 class Without(MongoClient[Document]):
-    _conn_for_writes = Missing()  # type: ignore[assignment]
+    _conn_for_writes = Missing()
 
 
 class Changed(MongoClient[Document]):

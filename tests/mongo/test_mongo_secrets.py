@@ -1,5 +1,9 @@
 """References to secrets in URIs (SE1 to SE3)."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
 import pytest
 
 from flakefs.errors import ConfigError, UsageError
@@ -8,7 +12,7 @@ from flakefs.mongo.secrets import has_clear_secret, hosts_part, masked, redacted
 
 
 @pytest.fixture
-def secret(tmp_path, monkeypatch):
+def secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A path of a file with a password of the worst kind, which FLAKE_SECRET holds, too."""
     path = tmp_path / "password"
     path.write_text("p@ss/w:rd?&%ü\n")
@@ -16,7 +20,7 @@ def secret(tmp_path, monkeypatch):
     return path
 
 
-def test_references_are_quoted_and_reach_the_driver(secret):
+def test_references_are_quoted_and_reach_the_driver(secret: Path) -> None:
     wanted = "mongodb://u:p%40ss%2Fw%3Ard%3F%26%25%C3%BC@h/db?authSource=admin"
     for reference in ("${env:FLAKE_SECRET}", f"${{file:{secret}}}"):
         uri = f"mongodb://u:{reference}@h/db?authSource=admin"
@@ -25,11 +29,13 @@ def test_references_are_quoted_and_reach_the_driver(secret):
         assert masked(uri) == "mongodb://u:x@h/db?authSource=admin"
         with connect(uri, purpose="test") as client:
             assert client.options._options["authsource"] == "admin"
-            assert client.options.pool_options._credentials.password == "p@ss/w:rd?&%ü"
+            credentials = client.options.pool_options._credentials
+            assert credentials is not None
+            assert credentials.password == "p@ss/w:rd?&%ü"
     assert resolved("mongodb://h/") == "mongodb://h/"
 
 
-def test_a_reference_may_be_the_whole_uri(tmp_path):
+def test_a_reference_may_be_the_whole_uri(tmp_path: Path) -> None:
     whole = tmp_path / "uri"
     whole.write_text("mongodb://u:secret@h1,h2/?replicaSet=rs\n")
     uri = f"${{file:{whole}}}"
@@ -57,19 +63,19 @@ def test_a_reference_may_be_the_whole_uri(tmp_path):
         ("mongodb://u:${HOME}@h/", r"has a reference that is none: it can be \$\{env:NAME\}"),
     ],
 )
-def test_sentences(uri, words):
+def test_sentences(uri: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words) as caught:
         connect(uri, purpose="test")
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_is_no_text(tmp_path):
+def test_a_file_that_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match="it is no text"):
         resolved(f"mongodb://u:${{file:{tmp_path}/binary}}@h/")
 
 
-def test_hosts_are_told_apart_whatever_the_references_hide():
+def test_hosts_are_told_apart_whatever_the_references_hide() -> None:
     assert hosts_part("mongodb://u:${file:/a/b@c}@Host:1,other/db?x=y") == "host:1,other"
     assert hosts_part("mongodb://${env:U}:${env:P}@${env:HOST1}/") == "${env:HOST1}"
     assert hosts_part("${file:/etc/one}") != hosts_part("${file:/etc/two}")
@@ -96,7 +102,7 @@ def test_hosts_are_told_apart_whatever_the_references_hide():
         ("embedded", False),
     ],
 )
-def test_clear_secrets_are_recognised_and_never_shown(uri, clear):
+def test_clear_secrets_are_recognised_and_never_shown(uri: str, clear: bool) -> None:
     assert has_clear_secret(uri) is clear
     assert "secret" not in redacted(uri), "SE2"
     if clear:

@@ -1,11 +1,15 @@
 """What can be wrong with a mongod or its folder: one clear sentence each (N1, F1, S2, S4)."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 import socket
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +23,7 @@ from flakefs.mongo.server import Mongod
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="takes root")
 
 
-def why(data, **more):
+def why(data: Path, **more: Any) -> str:
     """The sentence that holding the servers of *data* ends with."""
     with pytest.raises(EmbeddedError) as caught, hold(EmbeddedOptions(data=str(data), **more)):
         pass
@@ -29,13 +33,13 @@ def why(data, **more):
     return sentence
 
 
-def script(path, text, mode=0o755):
+def script(path: Path, text: str, mode: int = 0o755) -> str:
     path.write_text(f"#!/bin/sh\n{text}\n")
     path.chmod(mode)
     return str(path)
 
 
-def test_the_order_of_places(tmp_path, monkeypatch):
+def test_the_order_of_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     packaged = find_mongod()
     on_path = script(tmp_path / "mongod", f'exec "{packaged}" "$@"')
     other = script(tmp_path / "other", f'exec "{packaged}" "$@"')
@@ -44,7 +48,7 @@ def test_the_order_of_places(tmp_path, monkeypatch):
     assert str(find_mongod(other)) == other
 
 
-def test_no_mongod_anywhere(data, monkeypatch):
+def test_no_mongod_anywhere(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.setattr(binaries, "PACKAGE", "no_such_package.db")
     assert "no mongod was found" in why(data)
@@ -71,11 +75,11 @@ def test_no_mongod_anywhere(data, monkeypatch):
         ('[ "$1" = --version ] && { echo "db version v7.0.1"; exit; }; kill -KILL $$', "SIGKILL"),
     ],
 )
-def test_a_mongod_that_cannot_run(data, tmp_path, text, expected):
+def test_a_mongod_that_cannot_run(data: Path, tmp_path: Path, text: str, expected: str) -> None:
     assert expected in why(data, mongod=script(tmp_path / "mongod", text))
 
 
-def test_a_mongod_that_is_not_a_program(data, tmp_path):
+def test_a_mongod_that_is_not_a_program(data: Path, tmp_path: Path) -> None:
     assert "is not executable" in why(data, mongod=script(tmp_path / "a", "exit", mode=0o644))
     assert "there is no mongod at" in why(data, mongod=str(tmp_path / "nothing"))
     (tmp_path / "b").write_bytes(b"\x7fELF garbage")
@@ -83,7 +87,7 @@ def test_a_mongod_that_is_not_a_program(data, tmp_path):
     assert "cannot run on this machine" in why(data, mongod=str(tmp_path / "b"))
 
 
-def test_socket_in_use(data):
+def test_socket_in_use(data: Path) -> None:
     server = embedded_servers(EmbeddedOptions(data=str(data)))[1][1]
     with socket.socket(socket.AF_UNIX) as stranger:
         stranger.bind(str(server.plan.socket))
@@ -97,7 +101,7 @@ def test_socket_in_use(data):
         assert server.pid()
 
 
-def test_socket_left_by_a_crash_is_no_trouble(data):
+def test_socket_left_by_a_crash_is_no_trouble(data: Path) -> None:
     server = embedded_servers(EmbeddedOptions(data=str(data)))[1][1]
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(server.plan.socket))
@@ -105,7 +109,7 @@ def test_socket_left_by_a_crash_is_no_trouble(data):
         assert server.pid()
 
 
-def test_a_second_mongod_on_the_same_data(data):
+def test_a_second_mongod_on_the_same_data(data: Path) -> None:
     with hold(EmbeddedOptions(data=str(data))):
         pass
     ours = embedded_servers(EmbeddedOptions(data=str(data)))[1][1]
@@ -123,13 +127,13 @@ def test_a_second_mongod_on_the_same_data(data):
         stranger.kill()
 
 
-def test_socket_path_too_long(data):
+def test_socket_path_too_long(data: Path) -> None:
     plan = embedded_servers(EmbeddedOptions(data=str(data)))[1][0].plan
     with pytest.raises(EmbeddedError, match="longer than the 107 bytes"):
         Mongod(replace(plan, socket=data / ("x" * 100)))
 
 
-def test_a_pid_from_before_a_crash_is_not_believed(data):
+def test_a_pid_from_before_a_crash_is_not_believed(data: Path) -> None:
     server = embedded_servers(EmbeddedOptions(data=str(data)))[1][0]
     server.plan.data.mkdir()
     (server.plan.data / "mongod.lock").write_text(f"{os.getpid()}\n")
@@ -138,7 +142,7 @@ def test_a_pid_from_before_a_crash_is_not_believed(data):
     assert server.pid() is None
 
 
-def test_folder_with_other_things(data):
+def test_folder_with_other_things(data: Path) -> None:
     data.mkdir()
     (data / "letters").write_text("dear mongo")
     assert "holds other things" in why(data)
@@ -152,14 +156,14 @@ def test_folder_with_other_things(data):
 
 
 @root_only
-def test_folder_of_somebody_else(data):
+def test_folder_of_somebody_else(data: Path) -> None:
     data.mkdir()
     os.chown(data, 65534, 65534)
     assert "belongs to user 65534" in why(data)
 
 
 @root_only
-def test_disk_too_small_or_read_only(data):
+def test_disk_too_small_or_read_only(data: Path) -> None:
     data.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m,mode=700", "tmpfs", str(data)], check=True)
     try:
@@ -173,7 +177,7 @@ def test_disk_too_small_or_read_only(data):
 
 
 @root_only
-def test_disk_that_fills_up_later(data):
+def test_disk_that_fills_up_later(data: Path) -> None:
     data.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=320m,mode=700", "tmpfs", str(data)], check=True)
     try:
@@ -190,7 +194,7 @@ def test_disk_that_fills_up_later(data):
         subprocess.run(["umount", "-l", str(data)], check=True)
 
 
-def test_default_folder(monkeypatch, tmp_path):
+def test_default_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     assert default_data() == tmp_path / "flakefs"
@@ -201,7 +205,7 @@ def test_default_folder(monkeypatch, tmp_path):
     assert str(default_data()) == "/var/lib/flakefs"
 
 
-def test_nothing_is_started_at_import():
+def test_nothing_is_started_at_import() -> None:
     program = "import threading, flakefs.mongo.embedded, flakefs.mongo.door; print(threading.active_count())"
     printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert printed == "1\n", "C3"

@@ -115,7 +115,8 @@ async def test_s2_a_server_that_restarts_is_broken_then_healthy_and_nothing_is_l
         await trio.to_thread.run_sync(server.start)
         for number in (1, 2, 3):
             watched.sessions.update_one({"_id": 8}, {"$set": {"commits": number}})
-        kinds, numbers = [], []
+        kinds: list[str] = []
+        numbers: list[int] = []
         while len(numbers) < 3 or "healthy" not in kinds:  # the cursor may be there again before the last change
             event = await watched.next()
             kinds.append(event.kind)

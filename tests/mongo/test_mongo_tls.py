@@ -18,6 +18,7 @@ import pymongo
 import pytest
 
 from flakefs.errors import ConfigError, FlakeError, OperatorError
+from flakefs.format.documents import Document
 from flakefs.mongo.binaries import find_mongod
 from flakefs.mongo.clients import check_metadata_server, check_node_server, connect
 from flakefs.mongo.server import Mongod, ServerPlan
@@ -91,7 +92,9 @@ class Guarded:
             server.wait_ready()
             self.mongods.append(server)
             self.ports[name] = plan.port
-        with pymongo.MongoClient(self.uri("metadata").replace("${env:TLS_SECRET}", "not%3Ain%40clear")) as client:
+        with pymongo.MongoClient[Document](
+            self.uri("metadata").replace("${env:TLS_SECRET}", "not%3Ain%40clear")
+        ) as client:
             deadline = time.monotonic() + 60
             while not client.admin.command("hello")["isWritablePrimary"] and time.monotonic() < deadline:
                 time.sleep(0.02)

@@ -31,6 +31,7 @@ from flakefs.errors import (
 from flakefs.namespace import NamespaceOptions, entries, folders
 from flakefs.namespace.renames import IntoItself
 from flakefs.values import SEGMENT_BYTES
+from tests.namespace.conftest import World
 
 FOLDERS = ["", "a", "b", "a/b"]
 NAMES = ["a", "b", "c"]
@@ -281,7 +282,7 @@ class Runner:
         before = copy.deepcopy(self.model)
         try:
             if action in ("mkdir", "create", "symlink"):
-                self.model.make(*arguments, {"mkdir": "d", "create": "f", "symlink": "l"}[action])
+                self.model.make(arguments[0], {"mkdir": "d", "create": "f", "symlink": "l"}[action])
                 if action == "symlink":
                     self.model.find(arguments[0]).size = 6
             else:
@@ -440,7 +441,7 @@ class Runner:
         assert sorted(found) == sorted(wanted.children), "E1"
 
 
-CALM = {"commit_interval_seconds": 3600.0, "error_timeout_seconds": 60.0}
+CALM: dict[str, Any] = {"commit_interval_seconds": 3600.0, "error_timeout_seconds": 60.0}
 KINDS = {
     "calm": NamespaceOptions(**CALM, group_documents=10_000, dirty_documents_max=10_000),
     "tiny caches": NamespaceOptions(**CALM, group_documents=10_000, dirty_documents_max=10_000, cached_inodes=1),
@@ -449,13 +450,13 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_session_that_ends_at_once_may_leave_the_orphans_of_one_that_crashed(world, kind: str) -> None:
+def test_a_session_that_ends_at_once_may_leave_the_orphans_of_one_that_crashed(world: World, kind: str) -> None:
     lost = [("open", "a/a"), ("unlink", "a/a"), ("commit",), ("crash",)]
     trio.run(Runner(world, KINDS[kind]).run, [*PRELUDE, *lost, ("reopen",), ("mkdir", "b/b"), ("reopen",)])
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_large_file_removed_at_the_end_of_a_session_is_released_by_the_next(world, kind: str) -> None:
+def test_a_large_file_removed_at_the_end_of_a_session_is_released_by_the_next(world: World, kind: str) -> None:
     large = ("write", "a/b/a", 3 * SEGMENT_BYTES + 1, b"x")
     program = [*PRELUDE, large, ("commit",), ("list", ""), ("rename", "c", "a/b/a", "")]
 
@@ -473,7 +474,7 @@ def test_a_large_file_removed_at_the_end_of_a_session_is_released_by_the_next(wo
 
 @pytest.mark.parametrize("large", [False, True], ids=["whole folders", "large folders"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_random_programs(world, monkeypatch: pytest.MonkeyPatch, kind: str, large: bool) -> None:
+def test_random_programs(world: World, monkeypatch: pytest.MonkeyPatch, kind: str, large: bool) -> None:
     """P4, E1, H1, R1: the same answers and the same tree as the model."""
     if large:
         monkeypatch.setattr(entries, "LISTING_MAX", 1)
