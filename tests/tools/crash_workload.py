@@ -76,9 +76,9 @@ async def write(fs: FileSystem, path: bytes, data: bytes, offset: int = 0) -> No
     await fs.release(handle)
 
 
-async def move(fs: FileSystem, old: bytes, new: bytes, **options: bool) -> None:
+async def move(fs: FileSystem, old: bytes, new: bytes, *, exchange: bool = False) -> None:
     (parent, name), (new_parent, new_name) = await resolve_parent(fs, old), await resolve_parent(fs, new)
-    await fs.rename(parent.ino, name, new_parent.ino, new_name, **options)
+    await fs.rename(parent.ino, name, new_parent.ino, new_name, exchange=exchange)
 
 
 @step(d=...)

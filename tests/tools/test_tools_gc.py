@@ -15,12 +15,14 @@ from bson.objectid import ObjectId
 from flakefs.app.stack import Stack, metadata_door
 from flakefs.errors import Fenced, HeldElsewhere, NotFormatted
 from flakefs.format import documents as d
+from flakefs.format.records import read_format, read_node, read_volume
 from flakefs.namespace import NamespaceOptions
 from flakefs.namespace.journal import Journal
 from flakefs.testing.stack import CHUNK_SIZE, Fresh, NewFresh
 from flakefs.tools import chunks
 from flakefs.tools import gc as module
 from flakefs.tools.gc import Freed, collect
+from flakefs.tools.reader import Reader
 from flakefs.vfs import Caller, FileSystem
 
 World = Any
@@ -185,7 +187,7 @@ def test_a_commit_says_what_was_held_before_it(
     monkeypatch.setattr(module, "REST_SECONDS", 1.0)
     leak(world, 7200)
     world.session(2, mode="rw", commits=7)
-    begun = []
+    begun: list[str] = []
 
     def committed(word: str) -> None:
         if "waiting" in word and not begun:
@@ -305,10 +307,10 @@ class Slow:
 
     def leak(self) -> None:
         with metadata_door(self._fresh.config, purpose="test") as (door, resolve):
-            reader = module.Reader(door, self._fresh.config.database, None)
-            [node] = map(module.read_node, reader.all(d.NODES))
-            [volume] = map(module.read_volume, reader.all(d.VOLUMES))
-            uuid = module.read_format(reader.all(d.FORMAT)[0], "").uuid
+            reader = Reader(door, self._fresh.config.database, None)
+            [node] = map(read_node, reader.all(d.NODES))
+            [volume] = map(read_volume, reader.all(d.VOLUMES))
+            uuid = read_format(reader.all(d.FORMAT)[0], "").uuid
             with chunks.open_nodes([node], resolve) as nodes:
                 place = nodes[node.id].reader.collection(d.volume_collection(uuid, volume.id))
                 place.insert_one(d.chunk_document(aged().binary, b"x" * 32, "none", b"leak"))

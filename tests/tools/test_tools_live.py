@@ -140,9 +140,10 @@ def _damage(fresh: Fresh) -> None:
     with metadata_door(fresh.config, purpose="test") as (door, _):
         database = door.client[fresh.config.database]
         database[d.CHUNKS].update_many({}, {"$inc": {"r": 5}})
-        ino = database[d.INODES].find_one({"n": "file"})["_id"]
-        database[d.INODES].update_one({"_id": ino}, {"$set": {"p": 777, "nlink": 9, "used": 1}})
-        assert ino == 2
+        inode = database[d.INODES].find_one({"n": "file"})
+        assert inode is not None
+        database[d.INODES].update_one({"_id": inode["_id"]}, {"$set": {"p": 777, "nlink": 9, "used": 1}})
+        assert inode["_id"] == 2
 
 
 async def read(stack: Stack, path: list[bytes]) -> bytes:

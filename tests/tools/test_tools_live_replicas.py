@@ -159,6 +159,7 @@ async def test_deleted_files_give_their_disk_space_back(three: Three) -> None:
     async with three.fresh.open() as stack:
         for number in range(0, fs_files, 10):
             inode = await stack.fs.lookup(1, b"file%d" % number)
+            assert inode is not None
             handle = await stack.fs.open(inode.ino, os.O_RDONLY)
             assert len(await stack.fs.read(handle, 0, size)) == size
             await stack.fs.release(handle)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import runpy
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
 from bson.int64 import Int64
 from bson.objectid import ObjectId
+from pymongo.collection import Collection
 
 from flakefs.errors import Fenced, Refused, Unavailable, UsageError
 from flakefs.format import documents as d
@@ -23,15 +22,21 @@ from flakefs.tools.moving import Mover, Watch, move_volume
 from flakefs.tools.rate import Rate
 from flakefs.tools.sealing import seal, wait_acknowledged
 from flakefs.tools.volume_copies import copy_volume, lacking
+from tests.tools import fleets
+from tests.tools.fleets import Other, fleet_of
 
 World = Any
-FLEETS = runpy.run_path(str(Path(__file__).with_name("fleets.py")))  # test folders are no packages
-Other = FLEETS["Other"]
-new_other, other, fleet_of = FLEETS["new_other"], FLEETS["other"], FLEETS["fleet_of"]
+new_other, other = fleets.new_other, fleets.other
 
 
 def keys(world: World) -> set[ObjectId]:
     return {e["_id"] for e in world.volume.find({}, {"_id": 1})}
+
+
+def found_in(collection: Collection[d.Document], key: ObjectId) -> d.Document:
+    document = collection.find_one({"_id": key})
+    assert document is not None
+    return document
 
 
 def volume(world: World) -> Any:
@@ -181,7 +186,7 @@ def test_a_copy_has_everything_and_goes_on_where_it_stopped(world: World, other:
         assert not list(lacking(world.uuid, 1, [source], target))
     assert other.keys(world) == keys(world)
     name = d.volume_collection(world.uuid, 1)
-    assert other.home[name].find_one({"_id": strange})["more"] == {"kept": [1]}
+    assert found_in(other.home[name], strange)["more"] == {"kept": [1]}
     options = other.home[name].options()
     assert options["storageEngine"]["wiredTiger"]["configString"] == "block_compressor=none"
 
@@ -203,8 +208,8 @@ def test_a_bad_chunk_is_taken_from_another_copy_or_named(world: World, new_other
         assert (copied.chunks, copied.mended) == (4, 1)
         assert copied.bad == [(ObjectId(world.two.key), world.two.hash)]
         there = third.door.client[third.record.database][name]
-        assert there.find_one({"_id": ObjectId(world.one.key)})["d"] != b"rotten"
-        assert there.find_one({"_id": ObjectId(world.two.key)})["d"] == b"rotten"
+        assert found_in(there, ObjectId(world.one.key))["d"] != b"rotten"
+        assert found_in(there, ObjectId(world.two.key))["d"] == b"rotten"
 
 
 def test_what_lay_there_before_is_mended(world: World, other: Other) -> None:
@@ -219,9 +224,8 @@ def test_what_lay_there_before_is_mended(world: World, other: Other) -> None:
         mover.move(1, 1, 2)
         assert mover.done.mended == 1
         mover.finish()
-    found = other.home[name].find_one({"_id": ObjectId(world.two.key)})
-    assert found["d"] != b"rotten"
-    assert other.home[name].find_one({"_id": ObjectId(world.three.key)})["d"] == b"rotten", "there is no good one"
+    assert found_in(other.home[name], ObjectId(world.two.key))["d"] != b"rotten"
+    assert found_in(other.home[name], ObjectId(world.three.key))["d"] == b"rotten", "there is no good one"
     assert {problem.kind.id for problem in world.check(deep=True).problems} == {"chunk-corrupt", "content-lost"}
 
 

@@ -20,9 +20,9 @@ from flakefs.format.hashing import chunk_hash
 from flakefs.format.records import NodeRecord, VolumeRecord
 from flakefs.testing.servers import Servers
 from flakefs.tools import rewriting
-from flakefs.tools import vacuum as module
 from flakefs.tools.chunks import open_nodes
 from flakefs.tools.lease import volume_lease
+from flakefs.tools.rate import Rate
 from flakefs.tools.rewriting import copy_name, measure
 from flakefs.tools.vacuum import Vacuumed, vacuum
 
@@ -199,7 +199,7 @@ def test_interrupted_it_leaves_what_the_next_run_drops(
             raise Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.Rate, "spend", stopping)
+        patch.setattr(Rate, "spend", stopping)
         with pytest.raises(Stop):
             hollow.run()
     assert copy_name(hollow.world.uuid, 2) in hollow.home.list_collection_names()
