@@ -6,7 +6,8 @@ Purpose
 
 Invariants
     RB1  Afterwards memory has nothing that is not committed but content that was written and answered.
-    RB5  Nor has the kernel: a program may have asked for attributes that were taken back.
+    RB5  Nor has the kernel: a program may have asked for attributes that were taken back, or for old ones while the
+         inode was read again.
     RB2  Each range that was written and answered reads as it was written, whatever others stored meanwhile, until a
          later write; the file is at least as long as its end.
     RB4  What a dead session shows was stored, by whomever, a moment ago.
@@ -159,6 +160,8 @@ class Reload:
             if not more:
                 break
         self._take_over(lost, records)
+        for ino in inos:
+            self._drop(ino)  # RB5
 
     def _take_over(self, lost: Iterable[Inode], records: dict[int, InodeRecord]) -> None:
         cache = self._cache

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import pytest
@@ -12,10 +14,11 @@ import trio
 import trio.testing
 
 from flakefs.errors import Exists, FlakeError, InvalidArgument, NotEmpty
-from flakefs.namespace import Inode
+from flakefs.namespace import Inode, Namespace
 from flakefs.namespace.commit import transact
 from flakefs.testing.stack import Fresh
 from flakefs.values import ROOT_INO
+from flakefs.vfs import Changes
 from tests.shared.conftest import PATIENCE_SECONDS, ROOT, put, together, two
 from tests.shared.orders import hold_commits, names_of
 
@@ -183,3 +186,34 @@ async def test_a_move_that_fails_keeps_no_folder_from_moving(fresh: Fresh, monke
         assert await names_of(one) == {b"y"}
         with pytest.raises(InvalidArgument):
             await one.fs.rename(ROOT_INO, b"y", x.ino, b"in")
+
+
+async def test_rb5_the_kernel_forgets_old_attributes_when_the_new_ones_are_known(
+    fresh: Fresh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have asked again while they were read."""
+    async with two(fresh) as (one, other):
+        ino = await put(one.fs, b"f", b"x")
+        modes: dict[int, int] = {}  # when it was told last
+        kernel = SimpleNamespace(
+            drop_inode=lambda ino, *, content: modes.update({ino: known(one.fs.ns, ino).mode & 0o777}),
+            drop_entry=lambda parent, name: None,
+            named=lambda ino, parent, name: None,
+            drop_all=lambda: None,
+        )
+        one.fs.ns.attach_kernel(kernel)
+        monkeypatch.setattr(one.fs.ns.coherence, "take", lambda document: None)  # no news
+        await other.fs.setattr(ino, Changes(mode=0o600), ROOT)
+        handle = await one.fs.open(ino, os.O_WRONLY)
+        await other.fs.setattr(ino, Changes(mode=0o640), ROOT)
+        await one.fs.write(handle, 0, b"y")
+        await one.fs.fsync(handle)
+        await one.fs.release(handle)
+        assert known(one.fs.ns, ino).mode & 0o777 == 0o640
+        assert modes[ino] == 0o640
+
+
+def known(ns: Namespace, ino: int) -> Inode:
+    inode = ns.known(ino)
+    assert inode is not None
+    return inode
