@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 import trio
@@ -239,8 +240,8 @@ async def test_k7_when_everything_is_dropped_every_name_may_mislead(
     assert not kernel.misled(other)
     await forgotten(kernel, monkeypatch)
     assert kernel.misled(inode), "a request may be on its way"
-    now = told.monotonic()
-    monkeypatch.setattr(told, "monotonic", lambda: now + told.ON_ITS_WAY_SECONDS + 0.1)
+    now = time.monotonic()
+    monkeypatch.setattr("flakefs.fuse.told.monotonic", lambda: now + told.ON_ITS_WAY_SECONDS + 0.1)
     assert not kernel.misled(inode)
     assert not kernel.forgetting
 
@@ -252,11 +253,11 @@ async def test_k7_a_name_that_is_dropped_again_meanwhile_is_not_forgotten(
     kernel.given(ROOT, b"old", inode)
     kernel._leaving.add((ROOT, b"late"), 5)
     kernel._leaving.dropped({(ROOT, b"late"): None})
-    now = told.monotonic()
-    monkeypatch.setattr(told, "monotonic", lambda: now + 100.0)
+    now = time.monotonic()
+    monkeypatch.setattr("flakefs.fuse.told.monotonic", lambda: now + 100.0)
     assert kernel.misled(inode)
     kernel._leaving.dropped({})
-    monkeypatch.setattr(told, "monotonic", lambda: now + 200.0)
+    monkeypatch.setattr("flakefs.fuse.told.monotonic", lambda: now + 200.0)
     kernel.given(ROOT, b"new", inode)
     assert not kernel.misled(inode)
 

@@ -30,7 +30,7 @@ class Files:
         self.ns = space
         self.asked: list[bool] = []  # at each open: named?
         self.fresh: list[bool] = []  # at each look-up
-        self.places: list[object] = []  # at each look-up and rename
+        self.places: list[Any] = []  # at each look-up and rename
         self.found: Any = None
         self.exists = False
         self.remembered: list[int] = []
@@ -175,7 +175,9 @@ async def test_f5_attributes_in_the_answer_to_a_change_do_not_last_while_others_
 ) -> None:
     """Neither does anything while what is to be dropped is not."""
     space.add(5, ROOT, b"n")
-    fields = SimpleNamespace(**{f"update_{name}": False for name in ("mode", "uid", "gid", "size", "atime", "mtime")})
+    fields: Any = SimpleNamespace(
+        **{f"update_{name}": False for name in ("mode", "uid", "gid", "size", "atime", "mtime")}
+    )
 
     async def seconds() -> list[tuple[float, float]]:
         made = [

@@ -305,8 +305,8 @@ def test_to1_a_name_that_is_looked_up_once_more_while_a_rename_is_under_way(two:
         statuses = [child.wait(timeout=30) for child in children]
     assert statuses == [0] * len(children)
 
-    def number(path: Path) -> int:
-        return path.stat().st_ino
+    def same(name: str) -> bool:
+        return (one.path / name).stat().st_ino == (other.path / name).stat().st_ino
 
     for name in names(one.path):
-        until(lambda name=name: number(one.path / name) == number(other.path / name))
+        until(partial(same, name))
