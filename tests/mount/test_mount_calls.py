@@ -123,7 +123,7 @@ def test_mmap_reads_and_writes(folder: Path) -> None:
         assert memory[299_999:] == b"."
         memory[100_000:100_005] = b"mmap!"
         memory.flush()
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as memory:
+    with path.open("rb") as source, mmap.mmap(source.fileno(), 0, prot=mmap.PROT_READ) as memory:
         assert memory[99_999:100_006] == b".mmap!."
     assert path.read_bytes()[100_000:100_005] == b"mmap!"
 

@@ -6,10 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def servers_of(data: Path) -> list[psutil.Process]:
@@ -22,7 +25,7 @@ def servers_of(data: Path) -> list[psutil.Process]:
 
 
 @pytest.fixture
-def flakefs(tmp_path: Path):
+def flakefs(tmp_path: Path) -> Iterator[Command]:
     """Call it with the arguments of the command; a mount that is left is taken away at the end."""
     config = tmp_path / "flakefs.conf"
     config.write_text(f'[embedded]\ndata = "{tmp_path}/data"\n')
@@ -38,7 +41,7 @@ def flakefs(tmp_path: Path):
         process.kill()
 
 
-def test_format_mount_lose_the_servers_and_unmount(flakefs, tmp_path: Path) -> None:
+def test_format_mount_lose_the_servers_and_unmount(flakefs: Command, tmp_path: Path) -> None:
     mountpoint, data = tmp_path / "mnt", tmp_path / "data"
     done = flakefs("format")
     assert done.returncode == 0, done.stderr

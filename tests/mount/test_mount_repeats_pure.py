@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -117,14 +118,14 @@ async def test_rp1_an_open_is_of_what_was_looked_up_last(
         memory.over(7)
     assert not await ask(memory, 7, 5)
     memory.looked_up(7, OLD, 6)
-    now = repeats.monotonic()
-    monkeypatch.setattr(repeats, "monotonic", lambda: now + repeats.AT_ONCE_SECONDS + 1)
+    now = time.monotonic()
+    monkeypatch.setattr("flakefs.fuse.repeats.monotonic", lambda: now + repeats.AT_ONCE_SECONDS + 1)
     assert not await ask(memory, 7, 6), "a later one"
 
 
 async def test_rp1_a_repeat_may_wait_for_a_server(calls: dict[int, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(repeats, "monotonic", lambda: clock.now)
+    monkeypatch.setattr("flakefs.fuse.repeats.monotonic", lambda: clock.now)
     memory = Repeats()
     rename = (OLD, NEW, 0)
     assert not await ask(memory, 7, rename)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from typing import Any
 
 import pyfuse3
 import pytest
@@ -15,7 +16,7 @@ from flakefs.fuse.serving import _Serving
 
 @pytest.mark.parametrize("code", [errno.ECONNABORTED, errno.EIO])
 async def test_s5_an_aborted_connection_is_an_unmount(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
-    async def main(**_: int) -> None:
+    async def main(**options: Any) -> None:
         async with trio.open_nursery() as nursery:
             for _ in range(2):
                 nursery.start_soon(read)

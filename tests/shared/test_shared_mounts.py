@@ -63,6 +63,10 @@ def ways(pair: Roots, request: pytest.FixtureRequest) -> Roots:
     return pair if request.param == "there" else (pair[1], pair[0])
 
 
+def shows(folder: Path, expected: list[str]) -> bool:
+    return names(folder) == expected
+
+
 # -- what one does shows at the other --
 
 
@@ -270,7 +274,7 @@ def test_rmdir_against_create(pair: Roots) -> None:
         (one / "d").mkdir()
         until((other / "d").exists)
         remover, maker = (one, other) if number % 2 else (other, one)
-        removed, made = together(lambda r=remover: os.rmdir(r / "d"), lambda m=maker: (m / "d" / "f").touch())
+        removed, made = together(partial(os.rmdir, remover / "d"), (maker / "d" / "f").touch)
         seen.add((removed, made))
         if made is None:
             assert removed == "ENOTEMPTY"
@@ -296,7 +300,7 @@ def test_moves_of_folders_never_make_a_circle(pair: Roots) -> None:
         assert {result for result in results if result} <= {"ENOENT", "EINVAL", "ELOOP"}
         top = names(one)
         assert top in (["x"], ["y"])
-        until(lambda top=top: names(other) == top)
+        until(partial(shows, other, top))
         for root, folders, _ in os.walk(one, topdown=False):
             for name in folders:
                 os.rmdir(Path(root) / name)

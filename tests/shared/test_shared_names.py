@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
@@ -39,7 +40,7 @@ async def test_one_of_several_makers_wins(pair: Pair, kind: str) -> None:
     one, other = pair
     for number in range(ROUNDS):
         name = b"it%d" % number
-        calls = []
+        calls: list[Callable[[], Awaitable[object]]] = []
         for index, fs in enumerate((one, other, one, other)):
             if kind == "create":
                 calls.append(partial(make, fs, name))

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import runpy
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,11 +21,11 @@ from flakefs.tools.moving import Mover
 from flakefs.tools.remove import remove
 from flakefs.tools.rewriting import copy_name
 from flakefs.tools.volume_copies import copy_volume
+from tests.tools import fleets
+from tests.tools.fleets import fleet_of
 
 World = Any
-FLEETS = runpy.run_path(str(Path(__file__).with_name("fleets.py")))  # test folders are no packages
-Other = FLEETS["Other"]
-new_other, other, fleet_of = FLEETS["new_other"], FLEETS["other"], FLEETS["fleet_of"]
+new_other, other = fleets.new_other, fleets.other
 NewOther = Callable[[int], Any]
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import runpy
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,10 +18,11 @@ from flakefs.tools.drain import drain
 from flakefs.tools.moving import Watch, move_volume
 from flakefs.tools.remove import remove
 from flakefs.tools.volume_copies import copy_volume
+from tests.tools import fleets
+from tests.tools.fleets import fleet_of
 
 World = Any
-FLEETS = runpy.run_path(str(Path(__file__).with_name("fleets.py")))  # test folders are no packages
-new_other, fleet_of = FLEETS["new_other"], FLEETS["fleet_of"]
+new_other = fleets.new_other
 NewOther = Callable[[int], Any]
 
 

@@ -20,9 +20,11 @@ Not here
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
+from operator import eq
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 FOLDER = -1
 """In place of the number of a folder's inode."""
@@ -121,27 +123,44 @@ def fits(state: State, seen: Seen | Whole) -> bool:
     return there == seen.ino
 
 
+class Timed(Protocol):
+    """What a search puts in order."""
+
+    @property
+    def began(self) -> float: ...
+
+    @property
+    def ended(self) -> float: ...
+
+    @property
+    def sure(self) -> bool: ...
+
+
+S = TypeVar("S", bound=Hashable)  # a state
+C = TypeVar("C", bound=Timed)  # a change
+
+
 @dataclass
-class Search:
+class Search(Generic[S, C]):
     """One order of changes such that each of the other events holds at a moment of its time."""
 
-    changes: Sequence[Change | Write]
-    events: Sequence[tuple[float, float, Callable[[object], bool]]]
+    changes: Sequence[C]
+    events: Sequence[tuple[float, float, Callable[[S], bool]]]
     """(from, to, does it hold in this state?)"""
-    step: Callable[[object, Change | Write], object]
+    step: Callable[[S, C], S | None]
     """The state after; None when the change is not possible."""
     limit: int = 2_000_000
     needs: Sequence[int] = ()
     """For each event the changes, as bits, that it must not be earlier than; empty: none."""
     steps: int = 0
 
-    def possible(self, start: object) -> bool:
+    def possible(self, start: S) -> bool:
         """Raises RuntimeError when the limit is reached without an answer."""
         everything = (1 << len(self.changes)) - 1
         sure = sum(1 << i for i, change in enumerate(self.changes) if change.sure)
         all_seen = (1 << len(self.events)) - 1
         stack = [(0, start, 0)]
-        known = set()
+        known: set[tuple[int, S, int]] = set()
         while stack:
             done, state, held = stack.pop()
             held = self._look(done, state, held)
@@ -160,7 +179,7 @@ class Search:
                         stack.append((done | 1 << index, after, held))
         return False
 
-    def _look(self, done: int, state: object, held: int) -> int:
+    def _look(self, done: int, state: S, held: int) -> int:
         """Events that hold now; one that can hold now is best done now, for it changes nothing."""
         changes = min((c.ended for i, c in enumerate(self.changes) if not done >> i & 1), default=math.inf)
         while True:
@@ -174,7 +193,7 @@ class Search:
             if held == before:
                 return held
 
-    def _next(self, left: int) -> Iterator[tuple[int, Change | Write]]:
+    def _next(self, left: int) -> Iterator[tuple[int, C]]:
         """Changes that may come next: nothing that is left ended before they began."""
         first_end = min((c.ended for i, c in enumerate(self.changes) if left >> i & 1), default=0.0)
         for index, change in enumerate(self.changes):
@@ -187,11 +206,11 @@ def explain_names(
 ) -> bool:
     """*stale*: how old what an event saw may be, in the unit of the times."""
     changes = [event for event in events if isinstance(event, Change)]
-    looks: list[tuple[float, float, Callable[[object], bool]]] = []
+    looks: list[tuple[float, float, Callable[[State], bool]]] = []
     needs = []
     for event in events:
         if isinstance(event, Whole):
-            looks.append((event.began, event.ended, lambda state, e=event: fits(state, e)))
+            looks.append((event.began, event.ended, partial(fits, seen=event)))
             needs.append(0)
         elif isinstance(event, Seen):
             # A mount sees its own changes at once, and those of others soon: also when they came between its own change
@@ -206,19 +225,19 @@ def explain_names(
                     and event.name in change[4:6]
                 )
             )
-            looks.append((event.began - stale(event), event.ended, lambda state, e=event: fits(state, e)))
+            looks.append((event.began - stale(event), event.ended, partial(fits, seen=event)))
     return Search(changes, looks, apply, limit, needs).possible(frozenset())
 
 
 def explain_register(start: int, events: Sequence[Write | Read], limit: int = 2_000_000) -> bool:
     writes = [event for event in events if isinstance(event, Write)]
     early = {(write.mount, write.value): write for write in writes}
-    looks = []
+    looks: list[tuple[float, float, Callable[[int], bool]]] = []
     for event in events:
         if isinstance(event, Read):
             write = early.get((event.mount, event.value))
             if write is None or not write.began <= event.ended <= write.ended:
-                looks.append((event.began, event.ended, lambda state, e=event: state == e.value))
+                looks.append((event.began, event.ended, partial(eq, event.value)))
     return Search(writes, looks, lambda _, write: write.value, limit).possible(start)
 
 

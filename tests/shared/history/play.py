@@ -28,6 +28,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from flakefs.testing.mounted import Mount
@@ -89,7 +90,10 @@ class Play(Record):
         for name, size in REGISTERS.items():
             (self.folder(0) / name).write_bytes(encoded(0, size))
         for index in range(len(self.mounts)):
-            wait_for(lambda index=index: all((self.folder(index) / name).exists() for name in REGISTERS))
+            wait_for(partial(self._is_prepared, index))
+
+    def _is_prepared(self, index: int) -> bool:
+        return all((self.folder(index) / name).exists() for name in REGISTERS)
 
     def _end(self) -> None:
         """H2."""

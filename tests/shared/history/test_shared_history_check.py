@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pytest
 
@@ -19,7 +20,9 @@ from tests.shared.history.check import (
     explain_torn,
 )
 
-BAD_NAMES = {
+Names = Sequence[Change | Seen | Whole]
+
+BAD_NAMES: dict[str, Names] = {
     "two made the same name": [Change(0, 1, 0, "create", "a", ino=5), Change(2, 3, 1, "create", "a", ino=6)],
     "two at the same time, too": [Change(0, 3, 0, "create", "a", ino=5), Change(0, 3, 1, "create", "a", ino=6)],
     "removed twice": [
@@ -53,7 +56,7 @@ BAD_NAMES = {
         Whole(9, 9, frozenset({("a", 5), ("b", 5)})),
     ],
 }
-GOOD_NAMES = {
+GOOD_NAMES: dict[str, Names] = {
     "one after the other": [
         Change(0, 1, 0, "create", "a", ino=5),
         Seen(1, 2, 0, "a", 5),

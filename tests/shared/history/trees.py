@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -80,7 +80,7 @@ class Event(NamedTuple):
     ended: int
     session: int
     call: Call
-    result: object
+    result: int | type[FlakeError] | None
     """Of what was made or looked up: its inode; None; or the class of the error."""
     sure: bool = True
 
@@ -164,7 +164,7 @@ def _inside(names: dict[Place, tuple[int, bool]], folder: int, above: int) -> bo
 def explain(start: Tree, events: Sequence[Event], end: Tree, limit: int = 300_000) -> bool:
     """HT1, HT2. Raises RuntimeError when the search takes too long."""
     changes: list[Event] = []
-    looks = []
+    looks: list[tuple[int, int, Callable[[Tree], bool]]] = []
     for event in events:
         refused = isinstance(event.result, type)
         if event.call.kind == "look":
@@ -185,22 +185,21 @@ def explain(start: Tree, events: Sequence[Event], end: Tree, limit: int = 300_00
     last = max((event.ended for event in events), default=0) + 1
     looks.append((last, last + 1, lambda tree: tree == end))
 
-    def step(tree: object, event: object) -> object:
-        assert isinstance(event, Event)
-        after = apply(tree, event.call, event.result if isinstance(event.result, int) else 0)  # type: ignore[arg-type]
+    def step(tree: Tree, event: Event) -> Tree | None:
+        after = apply(tree, event.call, event.result if isinstance(event.result, int) else 0)
         return after if isinstance(after, frozenset) else None
 
-    return Search(changes, looks, step, limit).possible(start)  # type: ignore[arg-type]
+    return Search(changes, looks, step, limit).possible(start)
 
 
-def _shows(event: Event, tree: object) -> bool:
-    found = next((ino for folder, name, ino, _ in tree if (folder, name) == event.call.place), None)  # type: ignore[attr-defined]
+def _shows(event: Event, tree: Tree) -> bool:
+    found = next((ino for folder, name, ino, _ in tree if (folder, name) == event.call.place), None)
     return found == event.result
 
 
-def _refuses(event: Event, tree: object) -> bool:
-    after = apply(tree, event.call)  # type: ignore[arg-type]
-    return not isinstance(after, frozenset) and issubclass(event.result, after)  # type: ignore[arg-type]
+def _refuses(event: Event, tree: Tree) -> bool:
+    after = apply(tree, event.call)
+    return not isinstance(after, frozenset) and isinstance(event.result, type) and issubclass(event.result, after)
 
 
 class Play:
@@ -237,6 +236,7 @@ class Play:
                 stack.fs.ns.coherence.drop_all()
             call = self._call(chance)
             began = next(self._clock)
+            result: int | type[FlakeError] | None
             try:
                 result = await do(stack.fs, call)
             except FlakeError as error:
