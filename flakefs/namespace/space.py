@@ -254,10 +254,17 @@ class Namespace:
         return await self._operations.look_up(parent, name, fresh=fresh)
 
     async def reread(self, ino: int) -> Inode:
-        """The inode as it is stored now; what was written here and is not committed goes first."""
+        """The inode, with all that was committed elsewhere before the call; what was written here goes first, but who
+        goes on writing keeps nobody waiting.
+        """
         cache = self._cache
-        while (inode := cache.known.get(ino)) is not None and (inode.dirty or inode.flying):
-            await self._journal.commit()
+        for _ in range(2):  # the first may have been cut before the call; what is in the second was not (J2)
+            inode = cache.known.get(ino)
+            if inode is not None and (inode.dirty or inode.flying):
+                await self._journal.commit()
+        inode = cache.known.get(ino)
+        if inode is not None and (inode.dirty or inode.flying):
+            return await cache.get(ino)  # the second met its guard after the call, or had it read again (J7)
         if inode is not None:
             inode.expires = STALE
         found, absent = await cache.fetch((ino,))
