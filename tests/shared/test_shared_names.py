@@ -19,6 +19,7 @@ from tests.shared.conftest import ROOT, eventually, get, put, together, two
 from tests.shared.orders import gone
 
 Pair = tuple[FileSystem, FileSystem]
+Call = Callable[[], Awaitable[object]]
 ROUNDS = 6
 
 
@@ -40,7 +41,7 @@ async def test_one_of_several_makers_wins(pair: Pair, kind: str) -> None:
     one, other = pair
     for number in range(ROUNDS):
         name = b"it%d" % number
-        calls: list[Callable[[], Awaitable[object]]] = []
+        calls: list[Call] = []
         for index, fs in enumerate((one, other, one, other)):
             if kind == "create":
                 calls.append(partial(make, fs, name))
@@ -92,7 +93,7 @@ async def test_one_of_several_removers_wins(pair: Pair) -> None:
     for number in range(ROUNDS):
         await put(one, b"f%d" % number, b"x")
         await other.mkdir(ROOT_INO, b"d%d" % number, 0o755, ROOT)
-        calls = [partial(fs.unlink, ROOT_INO, b"f%d" % number) for fs in (one, other, one)]
+        calls: list[Call] = [partial(fs.unlink, ROOT_INO, b"f%d" % number) for fs in (one, other, one)]
         assert winners(await together(*calls), NotFound) == 1
         calls = [partial(fs.rmdir, ROOT_INO, b"d%d" % number) for fs in (one, other, one)]
         assert winners(await together(*calls), NotFound) == 1
