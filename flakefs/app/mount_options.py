@@ -102,8 +102,9 @@ def _unknown(word: str, key: str, equals: bool) -> str:
         return f"mount option {key!r} needs a value: {key}=..."
     if equals and key in _FLAGS:
         return f"mount option {key!r} takes no value"
-    near = difflib.get_close_matches(key, [*_VALUES, *_FLAGS], 1)
-    hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(sorted([*_VALUES, *_FLAGS]))}"
+    known = sorted({*_VALUES, *_FLAGS})  # atime is in both
+    near = difflib.get_close_matches(key, known, 1)
+    hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
     return f"mount option {word!r} is not known{hint}"
 
 

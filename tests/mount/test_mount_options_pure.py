@@ -111,6 +111,14 @@ def test_o1_other_words_are_refused_by_name(word: str, says: str) -> None:
         mount_options.parse([word])
 
 
+def test_o1_the_words_that_are_known_are_listed_once() -> None:
+    with pytest.raises(UsageError) as refused:
+        mount_options.parse(["qqqqqq"])
+    known = str(refused.value).partition("; known are ")[2].split(", ")
+    assert known == sorted(set(known))
+    assert {"atime", "database", "noatime", "ro"} <= set(known)
+
+
 def test_words_change_the_configuration() -> None:
     words = mount_options.parse(
         [
