@@ -2,7 +2,7 @@
 
 Invariants
     C1  The first place that has a file decides; files are never merged.
-    C2  A file that was named (--config, FLAKEFS_CONFIG) and is not there is an error.
+    C2  A file that was named (--config, FLAKEFS_CONFIG) and is not there, or is a folder, is an error.
     C3  An unknown section or key is refused by name, with the file and the nearest right one.
     C4  A flakefs.conf that just lies in the working directory and belongs to another user may not choose
         programs to run, files to write, nor secrets to send anywhere.
@@ -44,6 +44,8 @@ def find(named: str | None = None) -> Path | None:
     """The file to read; None when there is none and none was asked for."""
     for path, source in ((named, "--config"), (os.environ.get("FLAKEFS_CONFIG"), "FLAKEFS_CONFIG")):
         if path:
+            if os.path.isdir(path):
+                raise ConfigError(f"the configuration {path} named by {source} is a folder, not a file; name the file")
             if not os.path.isfile(path):
                 raise ConfigError(f"the configuration {path} named by {source} is not there; correct the path")
             return Path(path)

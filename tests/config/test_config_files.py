@@ -99,6 +99,15 @@ def test_a_named_file_must_be_there(source: str, monkeypatch: pytest.MonkeyPatch
         load("/nowhere/flakefs.conf" if source == "--config" else None)
 
 
+@pytest.mark.parametrize("source", ["--config", "FLAKEFS_CONFIG"])
+def test_a_named_file_is_no_folder(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """C2."""
+    if source == "FLAKEFS_CONFIG":
+        monkeypatch.setenv(source, str(tmp_path))
+    with pytest.raises(ConfigError, match=f"{tmp_path} named by {source} is a folder, not a file"):
+        load(tmp_path if source == "--config" else None)
+
+
 def test_values_of_all_kinds(tmp_path: Path) -> None:
     """F2."""
     config = load(
@@ -162,13 +171,6 @@ def test_what_is_wrong_is_refused_by_name(tmp_path: Path, text: str, words: str)
     message = refusal(path, text)
     assert words in message
     assert str(path) in message or "[metadata] d" in message
-
-
-def test_an_unreadable_file_is_one_sentence(tmp_path: Path) -> None:
-    path = tmp_path / "folder.conf"
-    path.mkdir()
-    with pytest.raises(ConfigError, match="is not there"):
-        load(path)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs to give a file to another user")
