@@ -13,6 +13,7 @@ import errno
 import logging
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 from flakefs.app import mounts
@@ -42,7 +43,15 @@ def prepare(mountpoint: str) -> str:
             hint = f"a dead mount of {there.filesystem} is there; take it away with: umount -l {path}"
             raise MountError(f"{path} cannot be mounted at: {hint}") from error
         raise MountError(f"{path} cannot be mounted at: {error.strerror}") from error
+    if there is None:  # a look into another mount could wait for it
+        _say_what_is_covered(path)
     return path
+
+
+def _say_what_is_covered(path: str) -> None:
+    with suppress(OSError), os.scandir(path) as entries:
+        if next(entries, None) is not None:
+            log.info("%s is not empty: what is in it is covered until it is unmounted", path)
 
 
 def _make(path: str) -> None:

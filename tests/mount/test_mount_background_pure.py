@@ -18,10 +18,28 @@ import trio.testing
 
 from flakefs.app import mounts, stacks
 from flakefs.app.launch import launch
+from flakefs.app.mountpoint import prepare
 from flakefs.app.notify import Notifier
 from flakefs.errors import ConfigError, MountError
 from flakefs.fuse import kernel
 from flakefs.fuse.quick import watched
+
+# the folder
+
+
+def test_a_folder_that_is_missing_is_made_and_one_that_is_not_empty_is_covered(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    path = tmp_path / "a" / "b"
+    for says in (f"made the folder {path}", ""):
+        assert prepare(str(path)) == str(path)
+        assert [record.getMessage() for record in caplog.records] == ([says] if says else [])
+        caplog.clear()
+    (path / "file").touch()
+    assert prepare(str(path)) == str(path)
+    assert f"{path} is not empty: what is in it is covered" in caplog.text
+
 
 # what is mounted: the registry, and what the kernel says
 
