@@ -25,6 +25,8 @@ Invariants
         may be meant.
     K8  A folder that the kernel has and that another session moved is looked up by its new name when the old one is
         dropped (fuse.moved).
+    K9  An inode that the kernel did not have when it was to forget its attributes is dropped once more: the answer that
+        gives it to the kernel, with older ones, may have been on its way.
 
 Concurrency
     Trio task only, but for the functions that call the kernel. The order is right without a lock: an answer that was
@@ -49,7 +51,7 @@ import trio
 from cachetools import LRUCache
 
 from flakefs.fuse.kernel import is_renaming
-from flakefs.fuse.moved import LOOKED_UP_MAX, Moved
+from flakefs.fuse.moved import Moved
 from flakefs.fuse.options import FuseOptions
 from flakefs.fuse.repeats import Repeats
 from flakefs.fuse.told import Leaving, Place, Told
@@ -65,6 +67,8 @@ SEEN_MAX = 20_000
 NORMAL = (errno.ENOENT, errno.ENOTDIR, errno.ENOTEMPTY, errno.EBUSY)
 """The kernel does not know it, or has something mounted on it."""
 END_SECONDS = 2.0
+MISSED_SECONDS = 0.7
+"""The answer is with the kernel by then."""
 GONE = (errno.ENOTCONN, errno.EBADF, errno.ENODEV, errno.EINVAL)
 """The mount has ended."""
 
@@ -100,6 +104,7 @@ class KernelCaches:
         self.told = Told()  # in shared mode
         self._leaving = Leaving()  # K7
         self.repeats = Repeats()  # in shared mode
+        self._missed: deque[int] = deque()  # inodes that it did not have when it was to forget their attributes
         self._moved = Moved(ns, mountpoint, self._not_found)  # K8
         self._wake_inodes = trio.Event()
         self._wake_names = trio.Event()
@@ -168,6 +173,8 @@ class KernelCaches:
         for place in (old, new) if other else (new,):
             self.drop_entry(*place)
             self.told.doubted(place)
+        for each in (ino, other):
+            self.drop_inode(each, content=False)  # the kernel has changed the time of something else
 
     def keeps(self, ino: int, handle: int) -> bool:
         """At an open(): are the pages that the kernel may have of the file right (K5)?"""
@@ -242,6 +249,7 @@ class KernelCaches:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._run_inodes)
             nursery.start_soon(self._run_names)
+            nursery.start_soon(self._run_missed)
             nursery.start_soon(self._moved.run)
 
     async def _run_inodes(self) -> None:
@@ -252,6 +260,14 @@ class KernelCaches:
                 if self._names and not (self._naming or self._all or any(self._inodes.values())):
                     break  # they go along with the names: one thread less to wake
                 await self._tell(_drop_inode, self._take_inodes())
+
+    async def _run_missed(self) -> None:
+        """Once more, a moment later (K9)."""
+        older: set[int] = set()
+        while True:
+            await trio.sleep(MISSED_SECONDS)
+            await self._tell(_drop_inode, [(ino, False) for ino in older if ino in self._held])
+            older = {self._missed.popleft() for _ in range(len(self._missed))} - older
 
     def _take_inodes(self) -> list[tuple[int, bool]]:
         batch, self._inodes = self._inodes, {}
@@ -311,19 +327,8 @@ class KernelCaches:
         self._forgotten(dropped)
         self._leaving.dropped(self._names)
         self._naming = True
-        await self._look_up_again(held)
+        await self._moved.all_again(held)
         self._naming = False
-
-    async def _look_up_again(self, held: list[int]) -> None:
-        """A folder in which a process works has no path until its name is looked up again, and getcwd(2) fails."""
-        folders: list[bytes] = []
-        for ino in held:
-            inode = self._known(ino) if ino in self._held else None
-            if inode is not None and inode.entries is not None:
-                path = self._path(inode)
-                if path is not None and len(folders) < LOOKED_UP_MAX:
-                    folders.append(path)
-        await self._not_found(sorted(folders))
 
     async def _not_found(self, paths: list[bytes]) -> list[bytes]:
         """Look them up; those that are not there, or that the kernel could not take to their place now."""
@@ -337,14 +342,6 @@ class KernelCaches:
 
         await self._tell(look, paths)
         return missed
-
-    def _path(self, inode: Inode) -> bytes | None:
-        parts: list[bytes] = []
-        at: Inode | None = inode
-        while at is not None and at.ino != ROOT and len(parts) < 1_000:
-            parts.append(at.name)
-            at = self._known(at.parent)
-        return None if at is None or at.ino != ROOT else b"/".join([os.fsencode(self._mountpoint), *reversed(parts)])
 
     async def _tell(self, call: Callable[[T], None], items: list[T]) -> None:
         """Run *call* for each of *items* in a thread, which is left behind when the mount ends."""
@@ -362,6 +359,8 @@ class KernelCaches:
                 except OSError as error:
                     if error.errno in GONE:
                         return
+                    if isinstance(item, tuple) and isinstance(item[1], bool):
+                        self._missed.append(item[0])
                     if error.errno not in NORMAL:
                         log.warning("the kernel does not forget %r, which another session changed: %s", item, error)
         finally:

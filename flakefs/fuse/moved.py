@@ -26,7 +26,7 @@ import trio
 
 from flakefs.errors import FlakeError
 from flakefs.fuse.told import Place
-from flakefs.namespace import Namespace
+from flakefs.namespace import Inode, Namespace
 from flakefs.values import ROOT_INO
 
 LOOKED_UP_MAX = 1_000
@@ -67,6 +67,25 @@ class Moved:
             for ino in list(self._places)[LOOKED_UP_MAX:]:
                 del self._places[ino]
             self._wake.set()
+
+    async def all_again(self, held: list[int]) -> None:
+        """The kernel has forgotten every name: look up what is a folder, where memory last knew it."""
+        folders: list[bytes] = []
+        for ino in held:
+            inode = self._ns.known(ino) if ino in self._ns.held else None
+            if inode is not None and inode.entries is not None:
+                path = self._known_path(inode)
+                if path is not None and len(folders) < LOOKED_UP_MAX:
+                    folders.append(path)
+        await self._missed(sorted(folders))
+
+    def _known_path(self, inode: Inode) -> bytes | None:
+        parts: list[bytes] = []
+        at: Inode | None = inode
+        while at is not None and at.ino != ROOT_INO and len(parts) < DEPTH_MAX:
+            parts.append(at.name)
+            at = self._ns.known(at.parent)
+        return None if at is None or at.ino != ROOT_INO else b"/".join([self._mountpoint, *reversed(parts)])
 
     async def run(self) -> None:
         """Look them up, for ever."""

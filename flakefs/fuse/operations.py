@@ -1,16 +1,12 @@
-"""The request handlers: decode what the kernel says, call `vfs`, encode the answer.
+"""The request handlers for attributes, files and folders: decode what the kernel says, call `vfs`, encode the answer.
 
 Purpose
     Every operation that pyfuse3 exposes, each a few lines. What an operation means is decided in `vfs`.
 
 Invariants
     F1  Every handler is wrapped (fuse.boundary): no exception of ours or of Python reaches pyfuse3's main loop.
-    F2  Each answer that gives the kernel an inode (lookup, create, mknod, mkdir, symlink, link, each listed name except
-        "." and "..") is counted once with `fs.remember`, in the same step as the answer is made; `forget` takes back.
     F3  open honours O_TRUNC: libfuse asks the kernel for atomic truncation, so no setattr follows.
     F4  flush, fsync and fsyncdir are really implemented: an ENOSYS would make the kernel report success for ever.
-    F5  Time-outs are long while what others change comes to us (fuse.caches), and 0 while it may not; see
-        SETTLING_SECONDS for attributes after a change.
     F6  In a listing, position 1 follows ".", 2 follows "..", and c + 2 follows the entry with cookie c.
 
 Concurrency
@@ -26,12 +22,9 @@ from __future__ import annotations
 import errno
 import os
 from collections import deque
-from collections.abc import Sequence
 from functools import partial
 
 from pyfuse3 import (
-    RENAME_EXCHANGE,
-    RENAME_NOREPLACE,
     ROOT_INODE,
     EntryAttributes,
     FileHandleT,
@@ -43,23 +36,20 @@ from pyfuse3 import (
     StatvfsData,
     readdir_reply,
 )
-from pyfuse3 import Operations as Handlers
 
-from flakefs.errors import Exists, NoAttribute, NotMeant
-from flakefs.fuse.attributes import changes_of, dot_entry, entry_maker, no_entry, statvfs_data
-from flakefs.fuse.boundary import answered, silent
+from flakefs.errors import FlakeError, NoAttribute
+from flakefs.fuse.answers import caller
+from flakefs.fuse.attributes import changes_of, dot_entry, statvfs_data
+from flakefs.fuse.boundary import answered
 from flakefs.fuse.caches import KernelCaches
+from flakefs.fuse.naming import Naming
 from flakefs.fuse.options import FuseOptions
-from flakefs.fuse.stand_ins import StandIns
+from flakefs.fuse.repeats import Asked, Found, Kind
 from flakefs.namespace import Inode
-from flakefs.vfs import Caller, FileSystem
+from flakefs.vfs import FileSystem
 
 FIRST_PAGE = 32
 """Entries asked for at first: as many as a reply of 4 KiB can hold; later as many as the last reply took."""
-SETTLING_SECONDS = 1.0
-"""The kernel takes the attributes in the answer to a change (before Linux 6.16 to setattr, too) whatever their age: it
-might have been told before that another mount changed them. So in shared mode it believes them for so long only.
-"""
 
 
 class OpenFolder:
@@ -72,11 +62,7 @@ class OpenFolder:
         self.page = FIRST_PAGE
 
 
-def caller(ctx: RequestContext) -> Caller:
-    return Caller(ctx.uid, ctx.gid, ctx.umask, ctx.pid)
-
-
-class Operations(Handlers):
+class Operations(Naming):
     """What pyfuse3 calls, on one FileSystem."""
 
     supports_dot_lookup = True
@@ -84,131 +70,11 @@ class Operations(Handlers):
     enable_acl = False
 
     def __init__(self, fs: FileSystem, options: FuseOptions, caches: KernelCaches) -> None:
-        super().__init__()
-        # Dependencies
-        self._fs = fs
-        self._ns = fs.ns
-        self._caches = caches
-        # Constant after construction
-        seconds = options.read_only_cache_seconds if fs.ns.read_only else options.cache_seconds
-        self._lasting = entry_maker(seconds, fs.chunk_size)
-        self._settling = entry_maker(seconds, fs.chunk_size, attributes_seconds=min(seconds, SETTLING_SECONDS))
-        self._passing = entry_maker(0, fs.chunk_size)
-        self._missing = no_entry(seconds)
-        self._missing_now = no_entry(0)
+        super().__init__(fs, options, caches)
         # Mutable; changed between checkpoints only
-        self._stand_ins = StandIns()
         self._folders: dict[int, OpenFolder] = {}
         self._appending: dict[int, int] = {}  # handles that the kernel caches pages for: inode
         self._looks: deque[tuple[RequestContext, bool]] = deque(maxlen=options.tasks)  # the last getxattr: was it there
-
-    def ino_of(self, fh: int) -> int:
-        """For the log (fuse.boundary)."""
-        return self._fs.handles.ino_of(fh)
-
-    # names
-
-    @answered
-    async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
-        place, repeats = (self._stand_ins.real(parent_inode), name), self._caches.repeats
-        fresh = repeats.is_repeating(ctx.pid, place)
-        inode = await self._fs.lookup(*place, fresh=fresh)
-        repeats.looked_up(ctx.pid, place, inode.ino if inode is not None else 0)
-        if inode is None:
-            if not self._caches.quiet:
-                return self._missing_now
-            self._caches.given(*place, None)
-            return self._missing
-        if self._ns.shared and self._caches.stands_in(place, inode, ctx.pid):
-            return self._stand_ins.made_of(self._passing(inode), inode.ino)
-        older = self._ns.shared and self._caches.has_older_name(place, inode)
-        self._fs.remember(inode.ino)
-        self._caches.given(*place, inode)
-        return self._passing(inode) if older else self._entry(inode)
-
-    @silent
-    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
-        for ino, count in inode_list:
-            if real := self._stand_ins.forget(ino):
-                self._caches.drop_inode(real, content=False)
-            else:
-                self._fs.forget(ino, count)
-
-    @answered
-    async def mknod(self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> EntryAttributes:
-        inode = await self._fs.mknod(parent_inode, name, mode, rdev, caller(ctx))
-        return self._given(parent_inode, name, inode)
-
-    @answered
-    async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
-        inode = await self._fs.mkdir(parent_inode, name, mode, caller(ctx))
-        return self._given(parent_inode, name, inode)
-
-    @answered
-    async def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext) -> EntryAttributes:
-        inode = await self._fs.symlink(parent_inode, name, target, caller(ctx))
-        return self._given(parent_inode, name, inode)
-
-    @answered
-    async def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext) -> EntryAttributes:
-        if self._ns.shared:
-            call = partial(self._check_name, inode, reread=True)
-            await self._caches.repeats.once(ctx.pid, (new_parent_inode, new_name), call)
-        linked = await self._fs.link(inode, new_parent_inode, new_name)
-        return self._given(new_parent_inode, new_name, linked)
-
-    @answered
-    async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
-        await self._fs.unlink(parent_inode, name)
-        self._caches.told.unknown((parent_inode, name))
-
-    @answered
-    async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
-        await self._fs.rmdir(parent_inode, name)
-        self._caches.told.unknown((parent_inode, name))
-
-    @answered
-    async def rename(
-        self,
-        parent_inode_old: int,
-        name_old: bytes,
-        parent_inode_new: int,
-        name_new: bytes,
-        flags: int,
-        ctx: RequestContext,
-    ) -> None:
-        if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE):
-            raise FUSEError(errno.EINVAL)
-        exchange, noreplace = bool(flags & RENAME_EXCHANGE), bool(flags & RENAME_NOREPLACE)
-        real, told = self._stand_ins.real, self._caches.told
-        old, new = (real(parent_inode_old), name_old), (real(parent_inode_new), name_new)
-        if not self._ns.shared:
-            await self._fs.rename(*old, *new, noreplace=noreplace, exchange=exchange)
-            told.clear()  # what is changed while alone is not noted
-            return
-        agreed, moved, other = False, 0, 0
-
-        async def rename(again: bool) -> None:
-            def meant(source: Inode, target: Inode | None) -> bool:
-                nonlocal agreed, moved, other
-                agreed = self._caches.quiet and told.agrees(old, source) and (not exchange or told.agrees(new, target))
-                moved, other = source.ino, target.ino if exchange and target is not None else 0
-                return again or agreed
-
-            try:
-                await self._fs.rename(*old, *new, noreplace=noreplace, exchange=exchange, meant=meant)
-            except Exists:
-                if not again:
-                    raise NotMeant(f"there is a {name_new!r}, which the kernel was told is not there") from None
-                self._caches.drop_entry(*new)  # it would go on believing that
-                raise
-
-        await self._caches.repeats.once(ctx.pid, (old, new, flags), rename)
-        self._caches.renamed(old, new, moved, other, agreed=agreed)
-
-    @answered
-    async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
-        return await self._fs.readlink(self._stand_ins.real(inode))
 
     # attributes
 
@@ -223,14 +89,15 @@ class Operations(Handlers):
     async def setattr(
         self, inode: int, attr: EntryAttributes, fields: SetattrFields, fh: int | None, ctx: RequestContext
     ) -> EntryAttributes:
-        changes = changes_of(attr, fields)
+        changes, inode = changes_of(attr, fields), self._stand_ins.real(inode)
         if self._ns.shared and fh is None and fields.update_size:  # truncate(2): it looks again, fchmod(2) would not
-            await self._caches.repeats.once(ctx.pid, inode, partial(self._check_name, inode, reread=True))
+            asked = Asked(Kind.TRUNCATE, ino=inode)
+            await self._caches.repeats.once(ctx.pid, asked, partial(self._check_name, inode, reread=True))
         return self._entry(await self._fs.setattr(inode, changes, caller(ctx)), changed=True)
 
     @answered
     async def access(self, inode: int, mode: int, ctx: RequestContext) -> bool:
-        return await self._fs.access(inode, mode, caller(ctx))
+        return await self._fs.access(self._stand_ins.real(inode), mode, caller(ctx))
 
     @answered
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
@@ -276,29 +143,35 @@ class Operations(Handlers):
     @answered
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
         if self._ns.shared or self._caches.forgetting:
-            handle = await self._caches.repeats.once(ctx.pid, inode, partial(self._open_meant, inode, flags))
+            asked = Asked(Kind.OPEN, ino=inode)
+            handle = await self._caches.repeats.once(ctx.pid, asked, partial(self._open_meant, inode, flags))
         else:
             handle = await self._fs.open(inode, flags)
         return self._opened(handle, inode, flags, await self._caches.opened(inode, handle))
 
-    async def _open_meant(self, ino: int, flags: int, again: bool) -> int:
-        await self._check_name(ino, again)
-        return await self._fs.open(ino, flags, named=not again)
-
-    async def _check_name(self, ino: int, again: bool, *, reread: bool = False) -> None:
-        """K7: NotMeant, but not *again*, when the kernel may take another name for it than the one that it has."""
-        if not again:
-            known = await self._ns.reread(ino) if reread else self._ns.known(ino) or await self._fs.inode(ino)
-            if self._caches.misled(known):
-                raise NotMeant(f"the name by which inode {ino} was found leads elsewhere by now")
+    async def _open_meant(self, ino: int, flags: int, found: Found | None) -> int:
+        await self._check_name(ino, found)
+        return await self._fs.open(ino, flags, named=found is None)
 
     @answered
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
-        handle, inode = await self._fs.create(parent_inode, name, mode, flags, caller(ctx))
+        """For the kernel there is no such name. If there is, it has to look whether it may be opened, and how: it takes
+        what it is answered here for a file that was made.
+        """
+        place = self._stand_ins.real(parent_inode), name
+
+        async def create(found: Found | None) -> tuple[int, Inode]:
+            return await self._fs.create(*place, mode, flags, caller(ctx), absent=found is None)
+
+        if self._ns.shared:
+            asked = Asked(Kind.OPEN, place)
+            handle, inode = await self._caches.repeats.once(ctx.pid, asked, create)
+        else:
+            handle, inode = await create({})
         info = self._opened(handle, inode.ino, flags, self._caches.keeps(inode.ino, handle))
-        return info, self._given(parent_inode, name, inode)
+        return info, self._given(*place, inode)
 
     def _opened(self, handle: int, ino: int, flags: int, keep: bool) -> FileInfo:
         """Where a record that is appended goes is decided here, so the kernel must not believe that it knows."""
@@ -341,6 +214,7 @@ class Operations(Handlers):
     @answered
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
         self._caches.repeats.over(ctx.pid)
+        inode = self._stand_ins.real(inode)
         handle = await self._fs.opendir(inode)
         self._folders[handle] = OpenFolder(inode)
         return handle
@@ -353,7 +227,12 @@ class Operations(Handlers):
         after, taken = max(start_id - 2, 0), 0
         while True:
             limit = max(folder.page - taken, FIRST_PAGE)
-            page = await self._fs.readdir(fh, after, limit)
+            try:
+                page = await self._fs.readdir(fh, after, limit)
+            except FlakeError:
+                if taken:
+                    return  # what is in the reply is counted: the kernel has to get it
+                raise
             for cookie, name, inode in page:  # no await until the reply: what is listed is what is there
                 older = self._ns.shared and self._caches.has_older_name((folder.ino, name), inode)
                 entry = self._passing(inode) if older else self._entry(inode)
@@ -375,20 +254,6 @@ class Operations(Handlers):
     async def releasedir(self, fh: int) -> None:
         self._folders.pop(fh, None)
         await self._fs.releasedir(fh)
-
-    # helpers
-
-    def _entry(self, inode: Inode, *, changed: bool = False) -> EntryAttributes:
-        """*changed*: in the answer to a change."""
-        if not self._caches.quiet:
-            return self._passing(inode)
-        return self._settling(inode) if changed and self._ns.shared else self._lasting(inode)
-
-    def _given(self, parent: int, name: bytes, inode: Inode) -> EntryAttributes:
-        """The attributes of an inode that a change here gave this name."""
-        self._fs.remember(inode.ino)
-        self._caches.given(parent, name, inode)
-        return self._entry(inode, changed=True)
 
     async def _reply_dots(self, ino: int, start: int, token: ReaddirToken) -> bool:
         """List "." and ".." (the kernel makes neither); they count as no look-up. False: the reply is full."""

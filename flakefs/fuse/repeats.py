@@ -7,27 +7,30 @@ Purpose
 
 Invariants
     RP1  A call is refused once. What the thread asks next belongs to its repeat, unless the thread is seen to be in
-         another call, or it cannot: an open() is of what was looked up last, a moment ago, and there is nothing to open
-         or rename by a name that was missing (the new name of a link() is). A name that is missing may be looked up
-         twice: the kernel held it for something else. Where calls cannot be seen, a rename or link() must be the one
-         that was refused. Callers that cannot be told apart (thread 0: outside the mount's namespace of processes) are
-         never refused.
+         another call, or it cannot: an open() is of what was looked up last, a moment ago, and makes a file only if
+         that was missing; there is nothing to rename, remove or link by a name that was missing (the new name of a
+         link() is). A name that is missing may be looked up twice: the kernel held it for something else. Where calls
+         cannot be seen, a rename, removal or link() must be the one that was refused. Callers that cannot be told apart
+         (thread 0: outside the mount's namespace of processes) are never refused.
     RP2  The look-ups of a call that is repeated are answered by the store: memory may have heard of a part only.
     RP3  A look-up is never refused: mkdir(2) would fail, and from outside one cannot tell whether the kernel looks up
          once more because it held the name for something else, or repeats the call.
+    RP4  What the repeat's own look-ups of the last names of a rename or removal were answered, the kernel believes when
+         it asks: it holds the folders' locks from there on.
 
 Concurrency
     Trio task only. A thread asks one thing at a time.
 
 Not here
-    What is refused (fuse.operations), what the kernel was told (fuse.told).
+    What is refused (fuse.naming, fuse.operations), what the kernel was told (fuse.told).
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import enum
+from collections.abc import Awaitable, Callable, Mapping
 from time import monotonic
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from cachetools import LRUCache
 
@@ -40,22 +43,38 @@ REPEAT_SECONDS = 60.0
 """The kernel repeats a call at once, but may wait for others in the folder while a server is away."""
 AT_ONCE_SECONDS = 1.0
 """Between the answer to the last look-up of an open() and that."""
+NOWHERE: Place = (0, b"")
 
 T = TypeVar("T")
-Asked = tuple[Place, Place, int] | Place | int
-"""A rename (old, new, flags), the new name of a link, or the inode that is to be opened, which may be another one the
-second time.
-"""
+Found = Mapping[Place, int]
+"""What a call that is repeated has looked up; 0: missing."""
+
+
+class Kind(enum.Enum):
+    OPEN = enum.auto()  # of `ino`, or of a file that is to be made at `place`
+    TRUNCATE = enum.auto()  # of `ino`
+    LINK = enum.auto()  # at `place`
+    RENAME = enum.auto()  # of `place` to `new`
+    REMOVE = enum.auto()  # of `place`
+
+
+class Asked(NamedTuple):
+    kind: Kind
+    place: Place = NOWHERE
+    ino: int = 0
+    new: Place = NOWHERE
+    flags: int = 0
 
 
 class Call:
     """A call that was refused, until it is over."""
 
-    __slots__ = ("asked", "last", "seen", "since")
+    __slots__ = ("asked", "found", "last", "seen", "since")
 
     def __init__(self, asked: Asked, seen: bytes) -> None:
         self.asked = asked
         self.seen = seen  # what the thread was seen to call; b"": that may not be seen
+        self.found: dict[Place, int] = {}
         self.last: tuple[Place, int] | None = None  # what it looked up, see looked_up(); 0: missing
         self.since = monotonic()  # the last answer
 
@@ -64,27 +83,22 @@ class Repeats:
     def __init__(self) -> None:
         self._calls: LRUCache[int, Call] = LRUCache(CALLS_MAX)  # by thread
 
-    async def once(self, thread: int, asked: Asked, call: Callable[[bool], Awaitable[T]]) -> T:
-        """*call* is told whether it may not raise NotMeant (RP1)."""
-        again = self._is_repeat(thread, asked)
+    async def once(self, thread: int, asked: Asked, call: Callable[[Found | None], Awaitable[T]]) -> T:
+        """*call* gets None if it may raise NotMeant; else it is the repeat, which has found so much (RP1)."""
+        found = self._repeat(thread, asked)
         try:
-            return await call(again)
+            return await call(found)
         except NotMeant:
             self._calls[thread] = Call(asked, system_call(thread))
             raise
 
-    def _is_repeat(self, thread: int, asked: Asked) -> bool:
+    def _repeat(self, thread: int, asked: Asked) -> Found | None:
+        """What the repeat has found; None: it is none."""
         if not thread:
-            return True
+            return {}
         call = self._repeated(thread)
         self.over(thread)
-        if call is None or _kind(asked) != _kind(call.asked):
-            return False
-        if call.last is not None and isinstance(asked, int):
-            return call.last[1] == asked and monotonic() < call.since + AT_ONCE_SECONDS
-        if call.last is not None and not call.last[1]:
-            return False
-        return isinstance(asked, int) or call.seen != b"" or call.asked == asked
+        return call.found if call is not None and _is_repeat(call, asked) else None
 
     def _repeated(self, thread: int) -> Call | None:
         call = self._calls.get(thread) if self._calls else None
@@ -109,14 +123,29 @@ class Repeats:
         return call is not None
 
     def looked_up(self, thread: int, place: Place, ino: int) -> None:
-        """The answer to a look-up; 0: it is missing. Of a rename the old name counts, of a link all but the new one."""
+        """The answer to a look-up; 0: it is missing. Of a rename or removal the old name counts, of a link all but the
+        new one.
+        """
         call = self._calls.get(thread) if self._calls else None
         if call is not None:
             call.since = monotonic()
-            asked = call.asked
-            if isinstance(asked, int) or (asked[0] == place if len(asked) == 3 else asked != place):
-                call.last = place, ino
+            call.found[place] = ino
+            if call.asked.kind in NAMED and (call.asked.place == place) == (call.asked.kind is Kind.LINK):
+                return
+            call.last = place, ino
 
 
-def _kind(asked: Asked) -> int:
-    return 0 if isinstance(asked, int) else len(asked)
+NAMED = (Kind.LINK, Kind.RENAME, Kind.REMOVE)
+
+
+def _is_repeat(call: Call, asked: Asked) -> bool:
+    if asked.kind is not call.asked.kind:
+        return False
+    last = call.last
+    if last is not None and asked.kind not in NAMED:
+        if monotonic() >= call.since + AT_ONCE_SECONDS:
+            return False
+        return last[1] == asked.ino if asked.ino else last == (asked.place, 0)
+    if last is not None and not last[1]:
+        return False
+    return asked.kind not in NAMED or call.seen != b"" or call.asked == asked

@@ -32,6 +32,7 @@ from flakefs.errors import (
     NotDirectory,
     NotEmpty,
     NotFound,
+    NotMeant,
     NotPermitted,
     TooManyLinks,
 )
@@ -182,8 +183,10 @@ class Changes:
         self.cache.names_changed(parent, now)
         return inode
 
-    async def rmdir(self, parent: Inode, name: bytes, *, now: int) -> Inode:
-        """Remove an empty folder."""
+    async def rmdir(
+        self, parent: Inode, name: bytes, *, meant: Callable[[Inode], bool] | None = None, now: int
+    ) -> Inode:
+        """Remove an empty folder; NotMeant when *meant*, which is asked with no await before the change, says no."""
         await self.begin()
         while True:
             inode = await self.existing(parent, name)
@@ -194,6 +197,8 @@ class Changes:
                 continue
             if not empty:
                 raise NotEmpty(f"the folder {name!r} is not empty")
+            if meant is not None and not meant(inode):
+                raise NotMeant(f"{name!r} leads elsewhere by now")
             break
         self.check(parent)
         self.drop_folder(parent, name, inode, now)

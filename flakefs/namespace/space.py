@@ -181,13 +181,17 @@ class Namespace:
                 return inode
         return await self._operations.run(lambda: self._changes.unlink(parent, name, now=now), ((parent, name),))
 
-    async def rmdir(self, parent: Inode, name: bytes, *, now: int) -> Inode:
-        """Remove an empty folder."""
+    async def rmdir(
+        self, parent: Inode, name: bytes, *, meant: Callable[[Inode], bool] | None = None, now: int
+    ) -> Inode:
+        """Remove an empty folder; NotMeant when *meant* says no."""
         if not self._cache.shared:
-            inode = await self._changes.rmdir(parent, name, now=now)
+            inode = await self._changes.rmdir(parent, name, meant=meant, now=now)
             if not self._cache.shared or await self._operations.committed(((parent, name),)):
                 return inode
-        return await self._operations.run(lambda: self._changes.rmdir(parent, name, now=now), ((parent, name),))
+        return await self._operations.run(
+            lambda: self._changes.rmdir(parent, name, meant=meant, now=now), ((parent, name),)
+        )
 
     async def rename(
         self,

@@ -98,3 +98,11 @@ def may_access(inode: Inode, mode: int, caller: Caller) -> bool:
     else:
         granted = bits
     return not mode & ~granted & 7
+
+
+def may_open(inode: Inode, flags: int, caller: Caller) -> bool:
+    """Do the permission bits let *caller* open a file with these flags of open(2)?"""
+    mode = os.R_OK if flags & os.O_ACCMODE != os.O_WRONLY else 0
+    if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
+        mode |= os.W_OK
+    return may_access(inode, mode, caller)

@@ -16,6 +16,7 @@ from contextlib import suppress
 from time import monotonic
 
 from flakefs.errors import (
+    AccessDenied,
     BadHandle,
     Exists,
     FileTooLarge,
@@ -95,8 +96,12 @@ class Files(Base):
         if inode is not None and (inode.dirty or inode.flying):
             await self.ns.commit()
 
-    async def create(self, parent: int, name: bytes, mode: int, flags: int, caller: Caller) -> tuple[int, Inode]:
-        """Make a regular file and open it; without O_EXCL one that is there is opened."""
+    async def create(
+        self, parent: int, name: bytes, mode: int, flags: int, caller: Caller, *, absent: bool = False
+    ) -> tuple[int, Inode]:
+        """Make a regular file and open it; without O_EXCL one that is there is opened, if *caller* may do that.
+        *absent*: NotMeant then, for whoever asks believes that there is none.
+        """
         checked(name)
         end = monotonic() + self.ns.patience()
         while True:
@@ -110,10 +115,14 @@ class Files(Base):
             except Exists:
                 if flags & os.O_EXCL:
                     raise
+                if absent:
+                    raise NotMeant(f"there is a {name!r} in folder {parent} by now") from None
             else:
                 return self._opened(inode, flags).id, inode
             found = await self.ns.child(folder, name)
             if found is not None:
+                if not attributes.may_open(found, flags, caller):
+                    raise AccessDenied(f"user {caller.uid} may not open {name!r} in folder {parent}")
                 with suppress(NotMeant, Stale):  # somebody else has just taken the name away: it may be free now
                     return await self.open(found.ino, flags, named=True), found
             if monotonic() > end:

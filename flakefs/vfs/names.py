@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 
 from flakefs.errors import BadHandle, Exists, InvalidArgument, NameTooLong, NotFound, NotPermitted
 from flakefs.format.names import checked
@@ -101,15 +102,19 @@ class Names(Base):
         await self.ns.link(inode, folder, name, now=self._clock())
         return inode
 
-    async def unlink(self, parent: int, name: bytes) -> None:
+    async def unlink(self, parent: int, name: bytes) -> Inode:
+        """What had the name."""
         folder = await self._folder(parent)
-        self._let_go(await self.ns.unlink(folder, name, now=self._clock()))
+        inode = await self.ns.unlink(folder, name, now=self._clock())
+        self._let_go(inode)
+        return inode
 
-    async def rmdir(self, parent: int, name: bytes) -> None:
+    async def rmdir(self, parent: int, name: bytes, *, meant: Callable[[Inode], bool] | None = None) -> None:
+        """NotMeant when *meant* says no of what would be removed."""
         if name == b".":
             raise InvalidArgument('a folder cannot be removed by the name "."')
         folder = await self._folder(parent)
-        await self.ns.rmdir(folder, name, now=self._clock())
+        await self.ns.rmdir(folder, name, meant=meant, now=self._clock())
 
     async def rename(
         self,

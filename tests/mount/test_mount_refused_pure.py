@@ -37,6 +37,8 @@ class Files:
         self.forgotten: list[int] = []
         self.meant: list[bool] = []  # at each rename
         self.linked: list[int] = []
+        self.removals: list[bool] = []
+        self.target: Any = None  # of a rename
 
     async def inode(self, ino: int) -> Any:
         return self.ns.add(ino, ROOT, b"new")  # it was not in memory
@@ -66,6 +68,19 @@ class Files:
         self.linked.append(ino)
         return self.ns.inodes[ino]
 
+    async def rmdir(self, parent: int, name: bytes, *, meant: Callable[[Any], bool] | None = None) -> None:
+        if meant is not None and not meant(self.ns.inodes[5]):
+            raise NotMeant("elsewhere")
+        self.removals.append(True)
+
+    async def unlink(self, parent: int, name: bytes) -> Any:
+        return self.ns.inodes[5]
+
+    async def create(self, parent: int, name: bytes, *how: object, absent: bool = False) -> tuple[int, Any]:
+        if absent:
+            raise NotMeant("it is there")
+        return 79, self.ns.inodes[5]
+
     async def setattr(self, ino: int, *change: object) -> Any:
         return self.ns.inodes[ino]
 
@@ -79,7 +94,7 @@ class Files:
         self.places.append(places)
         if self.exists:
             raise Exists("there")
-        self.meant.append(meant(self.ns.inodes[5], None))
+        self.meant.append(meant(self.ns.inodes[5], self.target))
         if not self.meant[-1]:
             raise NotMeant("elsewhere")
 
@@ -168,6 +183,79 @@ async def test_k5_pages_are_kept_while_somebody_who_has_read_keeps_the_file_open
         if read:
             await operations.read(77, 0, 10)
     assert (await operations.open(5, 0, context(8))).keep_cache
+
+
+async def test_rp4_a_folder_is_removed_if_the_kernel_takes_the_name_for_it(
+    operations: Operations, kernel: KernelCaches, files: Files, space: Space
+) -> None:
+    """Else it would take another one for removed, which may be in use."""
+    folder, other = space.add(5, ROOT, b"n"), space.add(6, ROOT, b"n")
+    await refused(operations.rmdir(ROOT, b"n", context(7)))  # it was told nothing
+    files.found = other
+    await operations.lookup(ROOT, b"n", context(7))
+    with pytest.raises(FUSEError) as raised:
+        await operations.rmdir(ROOT, b"n", context(7))
+    assert raised.value.errno == errno.EBUSY, "others give the name away all the time"
+    await refused(operations.rmdir(ROOT, b"n", context(7)))
+    files.found = folder
+    await operations.lookup(ROOT, b"n", context(7))
+    assert not files.removals
+    await operations.rmdir(ROOT, b"n", context(7))
+    await operations.rmdir(ROOT, b"n", context(0))  # who cannot be told apart is not refused
+    kernel.told.forgotten((ROOT, b"n"))
+    kernel.given(ROOT, b"n", folder)
+    await operations.rmdir(ROOT, b"n", context(7))
+    assert files.removals == [True] * 3
+
+
+async def test_a_rename_over_a_folder_needs_the_kernel_to_believe_in_it(
+    operations: Operations, kernel: KernelCaches, files: Files, space: Space
+) -> None:
+    source, target = space.add(5, ROOT, b"old"), space.add(6, ROOT, b"new")
+    target.entries = {}
+    files.target = target
+    kernel.given(ROOT, b"old", source)
+
+    def rename() -> Awaitable[None]:
+        return operations.rename(ROOT, b"old", ROOT, b"new", 0, context(7))
+
+    await refused(rename())
+    files.found = space.add(7, ROOT, b"new")
+    await operations.lookup(ROOT, b"new", context(7))
+    with pytest.raises(FUSEError) as raised:
+        await rename()
+    assert raised.value.errno == errno.EBUSY
+    kernel.given(ROOT, b"new", target)
+    assert files.meant == [False, False]
+    kernel.told.forgotten((ROOT, b"new"))
+    kernel.given(ROOT, b"new", target)
+    await rename()
+    assert files.meant[-1]
+
+
+async def test_a_file_that_another_mount_made_first_is_opened_by_the_kernel(
+    operations: Operations, space: Space
+) -> None:
+    """It has to look who may, and takes what it is answered for made by the caller."""
+    space.add(5, ROOT, b"n")
+    await refused(operations.create(ROOT, b"n", 0o644, os.O_RDWR, context(7)))
+    await operations.lookup(ROOT, b"n", context(7))
+    info, _ = await operations.create(ROOT, b"n", 0o644, os.O_RDWR, context(7))
+    assert info.fh == 79, "it was missing, when the kernel looked again"
+    await operations.create(ROOT, b"n", 0o644, os.O_RDWR, context(0))
+
+
+async def test_what_an_unlink_really_removed_is_asked_for_again(
+    operations: Operations, kernel: KernelCaches, space: Space
+) -> None:
+    """The kernel has counted the links of what it took the name for."""
+    inode, other = space.add(5, ROOT, b"n"), space.add(6, ROOT, b"n")
+    kernel.given(ROOT, b"n", inode)
+    await operations.unlink(ROOT, b"n", context(7))
+    assert not kernel._inodes
+    kernel.given(ROOT, b"n", other)
+    await operations.unlink(ROOT, b"n", context(7))
+    assert kernel._inodes == {5: False}
 
 
 async def test_f5_attributes_in_the_answer_to_a_change_do_not_last_while_others_write(
