@@ -36,10 +36,10 @@ class Attributing(Files):
                 return inode
         if changes.size is not None:
             await self._store_first(ino)
-        return await ns.redone(lambda: self._setattr(ino, changes, caller))
+        return await self._shown(await ns.redone(lambda: self._setattr(ino, changes, caller)))
 
     async def _setattr(self, ino: int, changes: Changes, caller: Caller) -> Inode:
-        inode = await self.inode(ino)
+        inode = await self._inode(ino)
         ns = self.ns
         ns.check_writable()
         await ns.room()
@@ -62,7 +62,7 @@ class Attributing(Files):
         await ns.redone(lambda: self._setxattr(ino, name, value, create, replace))
 
     async def _setxattr(self, ino: int, name: bytes, value: bytes, create: bool, replace: bool) -> None:
-        inode = await self.inode(ino)
+        inode = await self._inode(ino)
         ns = self.ns
         ns.check_writable()
         await ns.room()
@@ -86,7 +86,7 @@ class Attributing(Files):
             raise InvalidArgument(str(error)) from None
 
     async def getxattr(self, ino: int, name: bytes) -> bytes:
-        inode = await self.inode(ino)
+        inode = await self._inode(ino)
         found = inode.xattrs.get(name)
         if found is not None:
             return found
@@ -100,7 +100,7 @@ class Attributing(Files):
         raise NoAttribute(f"there is no attribute {name.decode(errors='replace')}")
 
     async def listxattr(self, ino: int, caller: Caller) -> list[bytes]:
-        return xattrs.listed(await self.inode(ino), caller)
+        return xattrs.listed(await self._inode(ino), caller)
 
     async def removexattr(self, ino: int, name: bytes) -> None:
         ns = self.ns
@@ -111,7 +111,7 @@ class Attributing(Files):
         await ns.redone(lambda: self._removexattr(ino, name))
 
     async def _removexattr(self, ino: int, name: bytes) -> None:
-        inode = await self.inode(ino)
+        inode = await self._inode(ino)
         ns = self.ns
         ns.check_writable()
         await ns.room()
@@ -131,7 +131,7 @@ class Attributing(Files):
 
     async def access(self, ino: int, mode: int, caller: Caller) -> bool:
         """access(2) by the permission bits, the primary group and the owner."""
-        return attributes.may_access(await self.inode(ino), mode, caller)
+        return attributes.may_access(await self._inode(ino), mode, caller)
 
     async def statfs(self) -> StatFs:
         space = await self.engine.space()

@@ -10,6 +10,9 @@ Not here
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
+
+import trio
 
 from flakefs.engine import Engine
 from flakefs.errors import FlakeError, NotDirectory
@@ -20,6 +23,11 @@ from flakefs.vfs.handles import Handles
 from flakefs.vfs.options import VfsOptions
 from flakefs.vfs.reading import Reader
 from flakefs.vfs.writeback import Writeback
+
+APPEND_LOOKS = 5
+"""How often a file is looked at in vain while records are appended to it, before what there is is told."""
+APPEND_SECONDS = 5.0
+"""How long one commit is waited for before a look; an append itself waits for error_timeout."""
 
 
 class Base:
@@ -47,6 +55,7 @@ class Base:
         self._close_stored = options.close_stored
         # Mutable
         self.handles = Handles()
+        self._appends: dict[int, int] = {}  # how many are under way, by inode; shared mode only
 
     @property
     def default_code(self) -> str:
@@ -54,15 +63,43 @@ class Base:
         return self.engine.replication
 
     def peek(self, ino: int) -> Inode | None:
-        """The inode when it is in memory."""
-        return self.ns.peek(ino)
+        """The inode when it is in memory, and may be shown (F3)."""
+        inode = self.ns.peek(ino)
+        return None if inode is None or self._unsure(inode) else inode
 
     async def inode(self, ino: int) -> Inode:
-        """The inode; raises Stale when there is none. Does not wait when it is in memory."""
+        """The inode; raises Stale when there is none. Does not wait when it is in memory, but for F3."""
+        inode = await self._inode(ino)
+        for _ in range(APPEND_LOOKS):
+            if not (self._unsure(inode) and await self._settled()):
+                break
+            inode = await self._inode(ino)
+        return inode
+
+    async def _inode(self, ino: int) -> Inode:
+        """The same for whoever does not tell its size: it does not wait for appends."""
         return self.ns.peek(ino) or await self.ns.get(ino)
 
+    def _unsure(self, inode: Inode) -> bool:
+        """Has it, in memory, a record that may still be put elsewhere?"""
+        return inode.ino in self._appends and (inode.dirty or inode.flying)
+
+    async def _settled(self) -> bool:
+        """Wait for the commit of the appends under way; there may be new ones on return. False: it does not come."""
+        if self.ns.failure is None:
+            with suppress(FlakeError), trio.move_on_after(APPEND_SECONDS):
+                await self.ns.commit()
+                return True
+        return False
+
+    async def _shown(self, inode: Inode) -> Inode:
+        """*inode*, when it may be shown (F3). Never fails: what is answered with it has been done."""
+        with suppress(FlakeError):
+            return await self.inode(inode.ino) if self._unsure(inode) else inode
+        return inode
+
     async def _folder(self, ino: int) -> Inode:
-        found = self.ns.peek(ino) or await self.ns.get(ino)
+        found = await self._inode(ino)
         if found.mode & 0o170000 != 0o040000:
             raise NotDirectory(f"inode {ino} ({found.name!r}) is not a folder")
         return found

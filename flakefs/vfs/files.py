@@ -124,9 +124,17 @@ class Files(Base):
                 if not attributes.may_open(found, flags, caller):
                     raise AccessDenied(f"user {caller.uid} may not open {name!r} in folder {parent}")
                 with suppress(NotMeant, Stale):  # somebody else has just taken the name away: it may be free now
-                    return await self.open(found.ino, flags, named=True), found
+                    return await self._open_found(found, flags)
             if monotonic() > end:
                 raise Unavailable(f"other sessions make and remove {name!r} in folder {parent} all the time: try again")
+
+    async def _open_found(self, found: Inode, flags: int) -> tuple[int, Inode]:
+        handle = await self.open(found.ino, flags, named=True)
+        try:
+            return handle, await self._shown(found)
+        except BaseException:
+            self._close(handle)
+            raise
 
     def _opened(self, inode: Inode, flags: int) -> Handle:
         self.ns.hold(inode.ino)
@@ -142,6 +150,8 @@ class Files(Base):
         inode = opened.inode
         if self.ns.shared:
             await self._fresh(inode)
+            if inode.ino in self._appends:
+                await self.inode(inode.ino)
         size = min(size, inode.size - offset)
         if offset < 0 or size <= 0:
             return b""
@@ -171,11 +181,22 @@ class Files(Base):
             await budget.wait_for_room()
         await ns.room()
         if ns.shared and opened.append:
-            return await ns.redone(lambda: self._write(opened, content, offset, data))
+            return await self._append(opened, content, data)
         written = await self._write(opened, content, offset, data)
         if opened.synchronous:
             await ns.commit()
         return written
+
+    async def _append(self, opened: Handle, content: FileContent, data: bytes) -> int:
+        """Shared mode: at the end that the file has when it is committed; until then nobody sees it (F3)."""
+        ino, appends = opened.inode.ino, self._appends
+        appends[ino] = appends.get(ino, 0) + 1
+        try:
+            return await self.ns.redone(lambda: self._write(opened, content, 0, data))
+        finally:
+            appends[ino] -= 1
+            if not appends[ino]:
+                del appends[ino]
 
     async def _write(self, opened: Handle, content: FileContent, offset: int, data: bytes) -> int:
         ns = self.ns

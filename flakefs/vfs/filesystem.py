@@ -6,6 +6,9 @@ Purpose
 Invariants
     F1  An operation that fails has changed nothing (a write that fails while it is made durable has written).
     F2  An operation on what is in memory does not wait; this is what makes it fast.
+    F3  In shared mode a record that is appended is shown when it is committed: another session may come first, and it
+        ends up elsewhere. Who looks at the size or the content of the file waits for the commit; a few times at most,
+        and not for a store that is away, and is then told what there is.
 
 Concurrency
     Trio task only; any number of operations at once.

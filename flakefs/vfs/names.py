@@ -21,7 +21,7 @@ from flakefs.format.names import checked
 from flakefs.namespace import UNKNOWN, Inode, Meant
 from flakefs.values import NAME_MAX, SYMLINK_MAX
 from flakefs.vfs import attributes
-from flakefs.vfs.base import Base
+from flakefs.vfs.base import APPEND_LOOKS, Base
 from flakefs.vfs.replication import inherited
 from flakefs.vfs.requests import Caller
 
@@ -41,7 +41,12 @@ class Names(Base):
         if len(name) > NAME_MAX:
             raise NameTooLong(f"the name {name[:32]!r}... has {len(name)} bytes; at most {NAME_MAX} are possible")
         if self.ns.shared:
-            return await self.ns.looked_up(folder, name, fresh=fresh)
+            sought = await self.ns.looked_up(folder, name, fresh=fresh)
+            for _ in range(APPEND_LOOKS):
+                if sought is None or not (self._unsure(sought) and await self._settled()):
+                    break
+                sought = await self.ns.looked_up(folder, name)
+            return sought
         found = self.ns.peek_child(folder, name)
         if found is UNKNOWN:
             return await self.ns.child(folder, name)
@@ -93,14 +98,14 @@ class Names(Base):
     async def link(self, ino: int, parent: int, name: bytes) -> Inode:
         """A further name of a file."""
         checked(name)
-        inode = await self.inode(ino)
+        inode = await self._inode(ino)
         folder = await self._folder(parent)
         if stat.S_ISDIR(inode.mode):
             if await self.lookup(parent, name) is not None:
                 raise Exists(f"there is a {name!r} already")
             raise NotPermitted(f"{inode.name!r} is a folder: folders have one name")
         await self.ns.link(inode, folder, name, now=self._clock())
-        return inode
+        return await self._shown(inode)
 
     async def unlink(self, parent: int, name: bytes) -> Inode:
         """What had the name."""
@@ -150,6 +155,8 @@ class Names(Base):
         if opened.content is not None:
             raise BadHandle(f"the handle {handle} is that of a file, not of a folder")
         entries = await self.ns.listing(opened.inode, after, limit)
+        if self._appends and any(self._unsure(inode) for _, _, inode in entries) and await self._settled():
+            entries = await self.ns.listing(opened.inode, after, limit)
         if not after:
             self._accessed(opened.inode)
         return entries
