@@ -131,6 +131,8 @@ class KernelCaches:
             self._wake_names.set()
             if len(self._names) > PENDING_MAX:
                 self.drop_all()
+        else:
+            self.told.forgotten((parent, name))
 
     def named(self, ino: int, parent: int, name: bytes) -> None:
         self._moved.add(ino, (parent, name))  # its old name wakes those who drop
@@ -263,11 +265,11 @@ class KernelCaches:
 
     async def _run_missed(self) -> None:
         """Once more, a moment later (K9)."""
-        older: set[int] = set()
         while True:
             await trio.sleep(MISSED_SECONDS)
-            await self._tell(_drop_inode, [(ino, False) for ino in older if ino in self._held])
-            older = {self._missed.popleft() for _ in range(len(self._missed))} - older
+            missed = {self._missed.popleft() for _ in range(len(self._missed))}
+            await trio.sleep(MISSED_SECONDS)
+            await self._tell(_drop_attributes, [ino for ino in missed if ino in self._held])
 
     def _take_inodes(self) -> list[tuple[int, bool]]:
         batch, self._inodes = self._inodes, {}
@@ -385,6 +387,10 @@ def _drop(item: tuple[int, bool] | Place) -> None:
 def _drop_inode(item: tuple[int, bool]) -> None:
     ino, content = item
     pyfuse3.invalidate_inode(pyfuse3.InodeT(ino), attr_only=not content)
+
+
+def _drop_attributes(ino: int) -> None:
+    pyfuse3.invalidate_inode(pyfuse3.InodeT(ino), attr_only=True)
 
 
 def _drop_name(item: Place) -> None:

@@ -93,7 +93,7 @@ class Naming(Answers):
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         place, told = (self._stand_ins.real(parent_inode), name), self._caches.told
         removed = await self._fs.unlink(*place)
-        if self._ns.shared and not told.agrees(place, removed):  # the kernel counts the links of something else
+        if self._ns.shared and removed.nlink and not told.agrees(place, removed):  # it counts another's links
             self._caches.drop_inode(removed.ino, content=False)
         told.unknown(place)
 

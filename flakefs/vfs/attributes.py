@@ -86,6 +86,18 @@ def atime_is_due(inode: Inode, now: int) -> bool:
     return atime <= inode.mtime or atime <= inode.ctime or now - atime >= DAY_NS
 
 
+def groups_of(thread: int) -> frozenset[int]:
+    """Its supplementary groups, which no request tells; none where that may not be seen."""
+    try:
+        with open(f"/proc/{thread}/status", "rb") as file:
+            for line in file:
+                if line.startswith(b"Groups:"):
+                    return frozenset(map(int, line.split()[1:]))
+    except OSError:
+        pass
+    return frozenset()
+
+
 def may_access(inode: Inode, mode: int, caller: Caller) -> bool:
     """access(2): do the permission bits let *caller* do all of *mode* (R_OK, W_OK, X_OK)?"""
     bits = inode.mode
@@ -93,7 +105,7 @@ def may_access(inode: Inode, mode: int, caller: Caller) -> bool:
         return not mode & os.X_OK or stat.S_ISDIR(bits) or bool(bits & 0o111)
     if caller.uid == inode.uid:
         granted = bits >> 6
-    elif caller.gid == inode.gid:
+    elif caller.gid == inode.gid or inode.gid in groups_of(caller.pid):
         granted = bits >> 3
     else:
         granted = bits

@@ -121,7 +121,7 @@ class Files(Base):
                 return self._opened(inode, flags).id, inode
             found = await self.ns.child(folder, name)
             if found is not None:
-                if not attributes.may_open(found, flags, caller):
+                if stat.S_ISREG(found.mode) and not attributes.may_open(found, flags, caller):
                     raise AccessDenied(f"user {caller.uid} may not open {name!r} in folder {parent}")
                 with suppress(NotMeant, Stale):  # somebody else has just taken the name away: it may be free now
                     return await self._open_found(found, flags)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 
@@ -312,3 +313,32 @@ async def test_k3_names_in_a_folder_that_is_in_use_do_not_go_with_the_folders(
     monkeypatch.setattr(caches, "_drop_name", told_of.append)
     await kernel._drop_everything()
     assert (5, b"n") in told_of
+
+
+async def test_k9_attributes_of_what_the_kernel_did_not_have_yet_are_dropped_once_more(
+    space: Space, kernel: KernelCaches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told_of: list[str] = []
+    again = trio.Event()
+    token = trio.lowlevel.current_trio_token()
+
+    def absent(item: object) -> None:
+        told_of.append("first")
+        raise FileNotFoundError(errno.ENOENT, "not there")
+
+    def later(ino: int) -> None:
+        told_of.append(f"again {ino}")
+        token.run_sync_soon(again.set)
+        raise FileNotFoundError(errno.ENOENT, "still not there")
+
+    monkeypatch.setattr(caches, "MISSED_SECONDS", 0.01)
+    monkeypatch.setattr(caches, "_drop_inode", absent)
+    monkeypatch.setattr(caches, "_drop_attributes", later)
+    space.add(5, ROOT, b"n")
+    kernel.drop_inode(5, content=False)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(kernel.run)
+        with trio.fail_after(30):
+            await again.wait()
+        nursery.cancel_scope.cancel()
+    assert told_of == ["first", "again 5"]

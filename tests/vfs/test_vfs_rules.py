@@ -206,3 +206,14 @@ def test_facts_of_a_file() -> None:
 def test_options_are_checked(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         VfsOptions(**wrong)
+
+
+def test_supplementary_groups_count_for_who_may_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert attributes.groups_of(os.getpid()) == set(os.getgroups())
+    assert not attributes.groups_of(2**30)
+    found, caller = inode(stat.S_IFREG | 0o640, uid=5, gid=7), Caller(6, 8, pid=77)
+    assert not attributes.may_open(found, os.O_RDONLY, caller)
+    monkeypatch.setattr(attributes, "groups_of", {77: {7}}.__getitem__)
+    assert attributes.may_open(found, os.O_RDONLY | os.O_CREAT, caller)
+    for flags in (os.O_RDWR, os.O_WRONLY, os.O_RDONLY | os.O_TRUNC):
+        assert not attributes.may_open(found, flags, caller)
