@@ -22,22 +22,26 @@ pytestmark = MARKS
 SOMEBODY = 65534
 OPEN = """
 import os, sys
-path, uid = sys.argv[1:]
-os.setgid(int(uid))
-os.setuid(int(uid))
+os.setgid(int(sys.argv[2]))
+os.setuid(int(sys.argv[2]))
+print("ready", flush=True)
+sys.stdin.readline()
 try:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o644)
+    descriptor = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o644)
 except OSError as error:
     sys.exit(f"{error.strerror}")
 os.write(descriptor, b"mine")
 """
 RMDIR = """
 import os, sys
+print("ready", flush=True)
+sys.stdin.readline()
 os.rmdir(sys.argv[1])
 """
 HOLD = """
 import sys
 with open(sys.argv[1], "a") as file:
+    print("ready", flush=True)
     sys.stdin.read()
     file.write(", end")
 """
@@ -46,10 +50,16 @@ with open(sys.argv[1], "a") as file:
 @contextmanager
 def under_way(mount: Mount, folder: Path, program: str, *arguments: str, said: str = "") -> Iterator[None]:
     """*program*, which works in *folder*, has asked *mount* for something, which is answered after the block."""
+    command = [sys.executable, "-c", program, *arguments]
+    pipe = subprocess.PIPE
+    child = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, cwd=folder)
+    assert child.stdin is not None
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
     mount.signal(signal.SIGSTOP)
     try:
-        command = [sys.executable, "-c", program, *arguments]
-        child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=folder)
+        child.stdin.write("\n")
+        child.stdin.flush()
         until(lambda: "fuse" in Path(f"/proc/{child.pid}/stack").read_text())
         yield
     finally:
@@ -97,9 +107,12 @@ def test_a_folder_that_is_removed_is_the_one_that_the_kernel_believes_in(new_mou
     (other.path / "n" / "inner").mkdir()
     (other.path / "n" / "log").write_text("begin")
     until((one.path / "n" / "log").exists)
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, one.path / "n" / "log"], stdin=subprocess.PIPE)
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", HOLD, str(one.path / "n" / "log")]
+    holder = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
     try:
-        until(lambda: any("log" in os.readlink(each) for each in Path(f"/proc/{holder.pid}/fd").iterdir()))
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "ready\n"
         with under_way(one, one.path, RMDIR, "n"):
             os.rename(other.path / "n", other.path / "m")
             (other.path / "n").mkdir()
