@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 from pyfuse3 import RENAME_EXCHANGE, RENAME_NOREPLACE, EntryAttributes, FUSEError, RequestContext
@@ -106,11 +106,11 @@ class Naming(Answers):
 
             async def rmdir(found: Found | None) -> None:
                 def meant(folder: Inode) -> bool:
-                    return self._holds(place, folder, found) or not ctx.pid
+                    return found is not None or self._holds(place, folder, found)
 
                 await self._fs.rmdir(*place, meant=meant)
 
-            await self._once(ctx, Asked(Kind.REMOVE, place), rmdir)
+            await self._caches.repeats.once(ctx.pid, Asked(Kind.REMOVE, place), rmdir)
         told.unknown(place)
 
     @answered
@@ -137,12 +137,12 @@ class Naming(Answers):
         async def rename(found: Found | None) -> None:
             def meant(source: Inode, target: Inode | None) -> bool:
                 nonlocal agreed, moved, other, replaced
-                folder = target is not None and target.entries is not None  # the kernel takes its own idea for removed
-                same = not (exchange or folder) or self._holds(new, target, found)
+                replaces = target is not None and source.entries is not None  # the kernel takes its own for removed
+                same = not (exchange or replaces) or self._holds(new, target, found)
                 agreed = self._caches.quiet and same and self._holds(old, source, found)
                 moved, other = source.ino, target.ino if exchange and target is not None else 0
                 replaced = 0 if target is None or self._holds(new, target, found) else target.ino
-                return agreed or (found is not None and (same or exchange or not ctx.pid))
+                return agreed or found is not None
 
             try:
                 await self._fs.rename(*old, *new, noreplace=noreplace, exchange=exchange, meant=meant)
@@ -152,7 +152,7 @@ class Naming(Answers):
                 self._caches.drop_entry(*new)  # it would go on believing that
                 raise
 
-        await self._once(ctx, Asked(Kind.RENAME, old, new=new, flags=flags), rename)
+        await self._caches.repeats.once(ctx.pid, Asked(Kind.RENAME, old, new=new, flags=flags), rename)
         self._caches.renamed(old, new, moved, other, agreed=agreed)
         if replaced:  # the kernel counts the links of something else
             self._caches.drop_inode(replaced, content=False)
@@ -171,23 +171,6 @@ class Naming(Answers):
         if found is not None and place in found:
             return found[place] == (inode.ino if inode is not None else 0)
         return self._caches.told.agrees(place, inode)
-
-    async def _once(self, ctx: RequestContext, asked: Asked, call: Callable[[Found | None], Awaitable[None]]) -> None:
-        """EBUSY, not ESTALE, if even the repeat is not meant: others give the name away all the time."""
-        repeating = False
-
-        async def noted(found: Found | None) -> None:
-            nonlocal repeating
-            repeating = found is not None
-            await call(found)
-
-        try:
-            await self._caches.repeats.once(ctx.pid, asked, noted)
-        except NotMeant:
-            if not repeating:
-                raise
-            self._caches.repeats.over(ctx.pid)
-            raise FUSEError(errno.EBUSY) from None
 
     async def _check_name(self, ino: int, found: Found | None, *, reread: bool = False) -> None:
         """K7: NotMeant, but for a repeat, when the kernel may take another name for it than the one that it has."""
