@@ -31,7 +31,8 @@ Invariants
 Concurrency
     Trio task only, but for the functions that call the kernel. The order is right without a lock: an answer that was
     on its way when a name is dropped is in the kernel first, because dropping waits for the requests of its folder;
-    attributes that were on their way are refused by the kernel by their age.
+    attributes that were on their way are refused by the kernel by their age, but for those of K9 and those in answers
+    to changes (fuse.answers).
 
 Not here
     What changed (namespace.coherence).

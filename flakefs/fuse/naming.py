@@ -137,11 +137,11 @@ class Naming(Answers):
         async def rename(found: Found | None) -> None:
             def meant(source: Inode, target: Inode | None) -> bool:
                 nonlocal agreed, moved, other, replaced
-                replaces = target is not None and source.entries is not None  # the kernel takes its own for removed
-                same = not (exchange or replaces) or self._holds(new, target, found)
+                known = target is None or self._holds(new, target, found)
+                same = known or not (exchange or source.entries is not None)  # else its own folder is taken for removed
                 agreed = self._caches.quiet and same and self._holds(old, source, found)
                 moved, other = source.ino, target.ino if exchange and target is not None else 0
-                replaced = 0 if target is None or self._holds(new, target, found) else target.ino
+                replaced = target.ino if target is not None and not known else 0
                 return agreed or found is not None
 
             try:

@@ -161,15 +161,14 @@ class Operations(Naming):
         what it is answered here for a file that was made.
         """
         place = self._stand_ins.real(parent_inode), name
-
-        async def create(found: Found | None) -> tuple[int, Inode]:
-            return await self._fs.create(*place, mode, flags, caller(ctx), absent=found is None)
-
-        if self._ns.shared:
-            asked = Asked(Kind.OPEN, place)
-            handle, inode = await self._caches.repeats.once(ctx.pid, asked, create)
+        if not self._ns.shared:
+            handle, inode = await self._fs.create(*place, mode, flags, caller(ctx))
         else:
-            handle, inode = await create({})
+
+            async def create(found: Found | None) -> tuple[int, Inode]:
+                return await self._fs.create(*place, mode, flags, caller(ctx), absent=found is None)
+
+            handle, inode = await self._caches.repeats.once(ctx.pid, Asked(Kind.OPEN, place), create)
         info = self._opened(handle, inode.ino, flags, self._caches.keeps(inode.ino, handle))
         return info, self._given(*place, inode)
 

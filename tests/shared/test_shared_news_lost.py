@@ -201,6 +201,14 @@ def forget_history(server: TestServer) -> None:
         client.drop_database("scratch")
 
 
+def to_be_replaced(one: Mount, other: Mount, name: str) -> None:
+    """Both mounts have read the file of this name; "new" is what comes in its place."""
+    (one.path / name).write_bytes(b"old")
+    until((other.path / name).exists)
+    assert (other.path / name).read_bytes() == b"old"
+    (one.path / "new").write_bytes(b"newer")
+
+
 @pytest.mark.parametrize("how", ["replace", "rotate", "unlink"])
 @pytest.mark.parametrize("late", [False, True], ids=["prompt", "late"])
 def test_k7_a_name_that_went_elsewhere_is_opened_where_it_leads_now(new_mount: NewMount, how: str, late: bool) -> None:
@@ -209,10 +217,7 @@ def test_k7_a_name_that_went_elsewhere_is_opened_where_it_leads_now(new_mount: N
     other = one.another()
     for number in range(10):
         name = f"f{number}"
-        (one.path / name).write_bytes(b"old")
-        until((other.path / name).exists)
-        assert (other.path / name).read_bytes() == b"old"
-        (one.path / "new").write_bytes(b"newer")
+        to_be_replaced(one, other, name)
         with stopped(other) if late else nullcontext():
             if how == "unlink":
                 (one.path / name).unlink()
@@ -232,10 +237,7 @@ def test_k7_a_link_is_of_what_the_name_leads_to_now(new_mount: NewMount) -> None
     other = one.another()
     for number in range(10):
         name = f"f{number}"
-        (one.path / name).write_bytes(b"old")
-        until((other.path / name).exists)
-        assert (other.path / name).read_bytes() == b"old"
-        (one.path / "new").write_bytes(b"newer")
+        to_be_replaced(one, other, name)
         os.rename(one.path / name, one.path / f"{name}.1")
         os.rename(one.path / "new", one.path / name)
         os.link(other.path / name, other.path / "link")
